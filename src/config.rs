@@ -1,0 +1,1 @@
+//! The configuration file: text in, a `Config` or all diagnostics out.

@@ -1,0 +1,1 @@
+//! What the rest of the program may ask of the network.

@@ -1,0 +1,1 @@
+//! A running node: start, prepare, commit, stop.

@@ -1,0 +1,1 @@
+//! What a new configuration changes, and what that costs.

@@ -1,0 +1,77 @@
+//! The vocabulary of circuit relay v2, as the domain sees it: settings, statuses and refusals. No libp2p types but the peer id.
+
+use std::time::Duration;
+
+/// `[relay]` after resolution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Offer circuit-relay-v2 to others.
+    pub service: bool,
+    pub on_shrink: OnShrink,
+    pub resources: Resources,
+}
+
+/// What happens to load above a lowered cap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnShrink {
+    /// Nobody new is admitted until the load fits.
+    Drain,
+    /// The newest surplus is closed.
+    Evict,
+}
+
+/// `[relay.resources]` after resolution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resources {
+    /// Bytes per circuit and direction.
+    pub max_data: Limit<u64>,
+    /// Per circuit, from the OK.
+    pub max_duration: Limit<Duration>,
+    /// Circuits per peer, counted as source and as destination.
+    pub max_circuits: u32,
+    pub reservation_ttl: Duration,
+    /// Bytes per circuit and direction that may wait for a slow reader.
+    pub buffer_size: u32,
+    pub max_reservations: u32,
+    /// Per IPv4 address or IPv6 /64.
+    pub max_reservations_per_ip: u32,
+    pub max_circuits_total: u32,
+    /// Per peer.
+    pub reservation_rate: Limit<Rate>,
+    /// Per source peer.
+    pub circuit_rate: Limit<Rate>,
+    /// Bytes per second, whole node.
+    pub bandwidth: Limit<u64>,
+    /// Bytes per second, one circuit, both directions together.
+    pub bandwidth_per_circuit: Limit<u64>,
+    /// Bytes really held by all circuits together; above it new circuits are refused.
+    pub max_buffers: u64,
+}
+
+/// A bound that can be absent on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit<T> {
+    Unlimited,
+    At(T),
+}
+
+/// So many events in so much time, as a token bucket: `count` may come at once, then one every `per / count`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub count: u32,
+    pub per: Duration,
+}
+
+/// Status codes of the circuit v2 specification, section "Status codes and their meaning".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u16)]
+pub enum Status {
+    Ok = 100,
+    ReservationRefused = 200,
+    ResourceLimitExceeded = 201,
+    PermissionDenied = 202,
+    ConnectionFailed = 203,
+    NoReservation = 204,
+    MalformedMessage = 400,
+    UnexpectedMessage = 401,
+}

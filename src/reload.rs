@@ -1,0 +1,1 @@
+//! One attempt to apply the file, and its outcome.

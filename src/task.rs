@@ -1,0 +1,1 @@
+//! Named tasks whose end is noticed.

@@ -1,0 +1,16 @@
+//! One binary for all integration tests: one link, shared harnesses.
+
+mod support;
+
+mod admission;
+mod api;
+mod cli;
+mod house;
+mod invalid;
+mod peers;
+mod relay_hostile;
+mod relay_limits;
+mod relay_wire;
+mod reload;
+mod schema;
+mod watcher;

@@ -1,0 +1,4 @@
+//! Harnesses, one per edge.
+
+pub mod node;
+pub mod relay;
