@@ -1,1 +1,90 @@
-//! Named tasks whose end is noticed.
+//! Named tasks: aborted with their handle, and a panic in one is counted and reported, never fatal to another.
+#![allow(clippy::disallowed_methods, reason = "the one place that spawns")]
+
+use std::{
+    future::Future,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use futures::FutureExt;
+
+/// Panics of tasks since the process started. Zero is the only good value; `status` and metrics show it.
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+pub fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
+}
+
+/// Ends its task when dropped.
+#[derive(Debug)]
+pub struct Task {
+    name: &'static str,
+    handle: tokio::task::JoinHandle<()>,
+}
+
+/// Runs `future` until it ends or its [`Task`] is dropped.
+pub fn spawn(name: &'static str, future: impl Future<Output = ()> + Send + 'static) -> Task {
+    let contained = async move {
+        if let Err(panic) = std::panic::AssertUnwindSafe(future).catch_unwind().await {
+            PANICS.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(
+                task = name,
+                cause = cause(panic.as_ref()),
+                "a task panicked and was ended"
+            );
+        }
+    };
+    Task {
+        name,
+        handle: tokio::spawn(contained),
+    }
+}
+
+impl Task {
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Waits for the task to end by itself.
+    pub async fn ended(mut self) {
+        // An abort cannot happen while `self` is here, and a panic was reported where it was caught.
+        let _ = (&mut self.handle).await;
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.handle.abort();
+    }
+}
+
+fn cause(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("unknown")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_counted_and_contained() {
+        let before = panics();
+        spawn("falls", async { panic!("as planned") }).ended().await;
+        assert_eq!(panics(), before + 1);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_handle_ends_its_task() {
+        let (alive, mut ended) = tokio::sync::mpsc::channel::<()>(1);
+        let task = spawn("waits", async move {
+            std::future::pending::<()>().await;
+            drop(alive);
+        });
+        drop(task);
+        assert_eq!(ended.recv().await, None);
+    }
+}
