@@ -1,5 +1,8 @@
 //! The vocabulary of circuit relay v2, as the domain sees it: settings, statuses and refusals. No libp2p types but the peer id.
 
+mod report;
+
+pub use report::{Bytes, PeerReport, Report};
 use std::time::Duration;
 
 /// `[relay]` after resolution.
