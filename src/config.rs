@@ -1,1 +1,330 @@
-//! The configuration file: text in, a `Config` or all diagnostics out.
+//! The configuration file: text in, a [`Config`] or all diagnostics out.
+//!
+//! ```text
+//! bytes → document (UTF-8, TOML, spans) → check (against the schema of `file`) → environment → file → resolve → Config
+//! ```
+//!
+//! List files are read by the caller between [`parse`] and [`Draft::resolve`], so that nothing here touches a disk.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use libp2p::Multiaddr;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    acl::{Acl, Audience, Mode, Rules},
+    id::{Generation, Origin, PeerId},
+    relay::{self, Limit},
+};
+
+pub mod diagnostic;
+
+pub use diagnostic::{Code, Diagnostic, Format, Severity};
+
+/// What a node runs. An invalid one cannot be built from a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub node: Node,
+    pub transport: Transport,
+    pub peers: Vec<Peer>,
+    pub relay: relay::Settings,
+    pub acl: Arc<Acl>,
+    pub limits: Limits,
+    pub api: Api,
+    pub log: Log,
+    pub reload: Reload,
+    /// Every effective key, for comparing two configurations and for saying where a value comes from.
+    pub keys: Keys,
+}
+
+/// One configuration in force, with its number. Whoever reads live values holds a receiver of it.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub generation: Generation,
+    pub config: Arc<Config>,
+}
+
+/// `[node]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub name: String,
+    pub state_dir: PathBuf,
+    /// Joined with `state_dir`.
+    pub key_file: PathBuf,
+}
+
+/// `[transport]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transport {
+    pub listen: Vec<Multiaddr>,
+    /// Empty: addresses are learnt.
+    pub announce: Vec<Multiaddr>,
+    pub dial_timeout: Duration,
+    pub block: Block,
+}
+
+/// `transport.block`: neither dialled nor accepted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Block {
+    pub peers: BTreeSet<PeerId>,
+    pub networks: Vec<IpNet>,
+}
+
+/// `[[peer]]`: always dialled and kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub id: PeerId,
+    /// Without a trailing `/p2p/<id>`.
+    pub addresses: Vec<Multiaddr>,
+}
+
+/// `[limits]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub connections: u32,
+    pub connections_per_peer: u32,
+    pub pending: u32,
+    /// Bytes.
+    pub memory: u64,
+}
+
+/// `[api]`. `None` is off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Api {
+    pub socket: Option<PathBuf>,
+    pub metrics: Option<SocketAddr>,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// Directives of tracing-subscriber, checked.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    Text,
+    Json,
+}
+
+/// `[reload]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reload {
+    pub watch: Watch,
+    pub settle: Duration,
+    pub poll_interval: Duration,
+    pub max_impact: Class,
+    /// `None`: a reload needs no confirmation.
+    pub confirm: Option<Duration>,
+    pub history: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// File events, with polling behind them.
+    Auto,
+    Poll,
+    Off,
+}
+
+/// What changing a key costs a running node; a later one costs more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// An atomic swap; nothing is cut that the new file still allows.
+    Live,
+    /// One listener is made anew, new before old.
+    Rebind,
+    /// The node leaves one network and joins another.
+    Rejoin,
+    /// Refused while running.
+    Restart,
+}
+
+/// Every effective key path with its value. Tables of an array go by identity: `peer.<id>.addresses`,
+/// `acl.list.<name>.file`, `acl.test.<name>.allow`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Keys(BTreeMap<String, Effective>);
+
+/// One effective value and who set it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Effective {
+    /// As the file would write it, in canonical form: `"1h30m"`, never `"90m"`.
+    pub value: serde_json::Value,
+    pub origin: Origin,
+}
+
+impl Config {
+    /// What runs before the first file is applied: nothing. Start-up is a change from it.
+    pub fn empty() -> Config {
+        let rules = Rules {
+            reserve: Audience::Listed,
+            connect: Audience::Listed,
+            mode: Mode::Enforce,
+            entries: Vec::new(),
+            tests: Vec::new(),
+        };
+        Config {
+            node: Node {
+                name: String::new(),
+                state_dir: PathBuf::new(),
+                key_file: PathBuf::new(),
+            },
+            transport: Transport {
+                listen: Vec::new(),
+                announce: Vec::new(),
+                dial_timeout: Duration::from_secs(15),
+                block: Block::default(),
+            },
+            peers: Vec::new(),
+            relay: relay::Settings {
+                service: false,
+                on_shrink: relay::OnShrink::Drain,
+                resources: relay::Resources {
+                    max_data: Limit::At(0),
+                    max_duration: Limit::At(Duration::ZERO),
+                    max_circuits: 0,
+                    reservation_ttl: Duration::from_secs(1),
+                    buffer_size: 0,
+                    max_reservations: 0,
+                    max_reservations_per_ip: 0,
+                    max_circuits_total: 0,
+                    reservation_rate: Limit::Unlimited,
+                    circuit_rate: Limit::Unlimited,
+                    bandwidth: Limit::Unlimited,
+                    bandwidth_per_circuit: Limit::Unlimited,
+                    max_buffers: 0,
+                },
+            },
+            acl: Arc::new(Acl::compile(rules)),
+            limits: Limits {
+                connections: 0,
+                connections_per_peer: 0,
+                pending: 0,
+                memory: 0,
+            },
+            api: Api {
+                socket: None,
+                metrics: None,
+            },
+            log: Log {
+                level: "info".to_owned(),
+                format: LogFormat::Auto,
+            },
+            reload: Reload {
+                watch: Watch::Off,
+                settle: Duration::ZERO,
+                poll_interval: Duration::from_secs(10),
+                max_impact: Class::Restart,
+                confirm: None,
+                history: 0,
+            },
+            keys: Keys::default(),
+        }
+    }
+}
+
+impl Keys {
+    pub fn get(&self, key: &str) -> Option<&Effective> {
+        self.0.get(key)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Effective)> {
+        self.0
+            .iter()
+            .map(|(key, effective)| (key.as_str(), effective))
+    }
+
+    /// How many keys the file itself sets.
+    pub fn set_in_file(&self) -> usize {
+        self.0
+            .values()
+            .filter(|effective| matches!(effective.origin, Origin::File { .. }))
+            .count()
+    }
+}
+
+impl Class {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Class::Live => "live",
+            Class::Rebind => "rebind",
+            Class::Rejoin => "rejoin",
+            Class::Restart => "restart",
+        }
+    }
+}
+
+impl std::fmt::Display for Class {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A file as its reader found it.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// As the operator wrote it; diagnostics show it.
+    pub name: String,
+    pub bytes: Vec<u8>,
+}
+
+/// What a configuration depends on beside its text.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    pub env: BTreeMap<String, String>,
+    pub host_name: String,
+    /// Directory of the file: relative paths start there.
+    pub directory: PathBuf,
+    /// Whether the node runs as root, which decides where state and sockets go.
+    pub root: bool,
+}
+
+/// A list file as its reader found it.
+#[derive(Clone, Debug)]
+pub struct ListFile {
+    /// One of [`Draft::list_files`].
+    pub path: PathBuf,
+    /// The bytes, or why they could not be read.
+    pub content: Result<Vec<u8>, String>,
+}
+
+/// The verdict on one file.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// As the operator wrote it.
+    pub name: String,
+    /// Present exactly when no diagnostic is an error.
+    pub config: Option<Config>,
+    /// Errors and warnings in file order.
+    pub diagnostics: Vec<Diagnostic>,
+    pub summary: Summary,
+}
+
+/// What a file held, for the line that reports success.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Keys the file sets.
+    pub keys: usize,
+    pub list_files: usize,
+    /// Entries in all list files.
+    pub list_entries: usize,
+    /// Policy tests run, all of which passed if the file is valid.
+    pub policy_tests: usize,
+}
+
+/// A text that is no configuration.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{} is rejected: {}", .0.name, .0.diagnostics.iter().map(Diagnostic::short).collect::<Vec<_>>().join("; "))]
+pub struct Rejected(pub Box<Checked>);
