@@ -4,6 +4,54 @@ use std::{fmt, sync::Arc};
 
 pub use libp2p::PeerId;
 
+/// Reads a peer id as people write it: base58 (`12D3KooW…`, `Qm…`) or CIDv1 in any multibase (`bafz…`, `k51…`).
+/// Both forms of one id give the same `PeerId`, so that comparing is comparing canonical bytes.
+///
+/// <https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md#string-representation>
+pub fn parse_peer_id(text: &str) -> Result<PeerId, PeerIdError> {
+    if text.is_empty() {
+        return Err(PeerIdError::Empty);
+    }
+    if text.len() > MAX_TEXT {
+        return Err(PeerIdError::TooLong { length: text.len() });
+    }
+    let bytes = if text.starts_with('1') || text.starts_with("Qm") {
+        multibase::Base::Base58Btc
+            .decode(text)
+            .map_err(|_| PeerIdError::NotAPeerId)?
+    } else {
+        let (_, cid) = multibase::decode(text).map_err(|_| PeerIdError::NotAPeerId)?;
+        match cid.as_slice() {
+            [CID_V1, LIBP2P_KEY, multihash @ ..] => multihash.to_vec(),
+            [CID_V1, ..] => return Err(PeerIdError::NotAKey),
+            _ => return Err(PeerIdError::NotAPeerId),
+        }
+    };
+    PeerId::from_bytes(&bytes).map_err(|_| PeerIdError::BadKey)
+}
+
+/// The longest id, a 64-byte digest with its headers, takes about 560 characters in base 2; decoding base58 is quadratic.
+const MAX_TEXT: usize = 600;
+
+/// Version and content type (`libp2p-key`) of a peer id written as a CID; both varints take one byte.
+const CID_V1: u8 = 0x01;
+const LIBP2P_KEY: u8 = 0x72;
+
+/// Why a text is not a peer id. The caller names the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerIdError {
+    #[error("a peer id is missing; it looks like 12D3KooW… and the peer prints it when it starts")]
+    Empty,
+    #[error("not a peer id: {length} characters are too many")]
+    TooLong { length: usize },
+    #[error("not a peer id; expected base58 (12D3KooW… or Qm…) or a CIDv1 (bafz… or k51…)")]
+    NotAPeerId,
+    #[error("a CID of something else than a libp2p key; expected content type libp2p-key (0x72)")]
+    NotAKey,
+    #[error("not a peer id: what it encodes is no hash of a public key; was it cut or mistyped?")]
+    BadKey,
+}
+
 /// The number of an applied configuration. The first one a node applies is 1; 0 means that nothing is applied yet.
 #[derive(
     Clone,
@@ -51,5 +99,67 @@ impl fmt::Display for Origin {
             Origin::Env(name) => write!(f, "env {name}"),
             Origin::Default => f.write_str("default"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE58: &str = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";
+
+    fn cid(base: multibase::Base, codec: u8) -> String {
+        let peer: PeerId = BASE58.parse().expect("a peer id");
+        let mut bytes = vec![CID_V1, codec];
+        bytes.extend(peer.to_bytes());
+        multibase::encode(base, bytes)
+    }
+
+    #[test]
+    fn every_way_to_write_an_id_gives_the_same_peer() {
+        let peer = parse_peer_id(BASE58).expect("base58");
+        use multibase::Base::*;
+        for base in [
+            Base32Lower,
+            Base32Upper,
+            Base36Lower,
+            Base36Upper,
+            Base58Btc,
+            Base16Lower,
+            Base64Url,
+            Base2,
+        ] {
+            assert_eq!(parse_peer_id(&cid(base, LIBP2P_KEY)), Ok(peer), "{base:?}");
+        }
+    }
+
+    #[test]
+    fn the_examples_of_the_specification_are_one_peer() {
+        let base58 = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N";
+        let cid = "bafzbeie5745rpv2m6tjyuugywy4d5ewrqgqqhfnf445he3omzpjbx5xqxe";
+        assert_eq!(parse_peer_id(cid), parse_peer_id(base58));
+        assert!(parse_peer_id(cid).is_ok());
+    }
+
+    #[test]
+    fn a_cid_of_something_else_is_named_as_such() {
+        let dag_pb = cid(multibase::Base::Base32Lower, 0x70);
+        assert_eq!(parse_peer_id(&dag_pb), Err(PeerIdError::NotAKey));
+    }
+
+    #[test]
+    fn what_is_no_id_is_an_error_and_never_a_panic() {
+        assert_eq!(parse_peer_id(""), Err(PeerIdError::Empty));
+        assert_eq!(parse_peer_id("hub"), Err(PeerIdError::NotAPeerId));
+        assert_eq!(parse_peer_id("münchen"), Err(PeerIdError::NotAPeerId));
+        assert_eq!(
+            parse_peer_id(BASE58.get(..40).expect("ascii")),
+            Err(PeerIdError::BadKey)
+        );
+        let long = "1".repeat(100_000);
+        assert_eq!(
+            parse_peer_id(&long),
+            Err(PeerIdError::TooLong { length: 100_000 })
+        );
     }
 }
