@@ -19,7 +19,7 @@ use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    acl::{Acl, Audience, Mode, Rules},
+    acl::{Acl, Audience, Entries, Mode, Rules},
     id::{Generation, Origin, PeerId},
     relay::{self, Limit},
 };
@@ -171,8 +171,10 @@ impl Config {
         let rules = Rules {
             reserve: Audience::Listed,
             connect: Audience::Listed,
+            reserve_origin: Origin::Default,
+            connect_origin: Origin::Default,
             mode: Mode::Enforce,
-            entries: Vec::new(),
+            entries: Entries::default(),
             tests: Vec::new(),
         };
         Config {
