@@ -3,17 +3,48 @@
 //! It reports, plans and asks for a reload; it never sets configuration, for the file is the only truth. The server answers
 //! nothing by itself: every question becomes a request on a bounded channel.
 
+mod answer;
+mod client;
+mod metrics;
 mod report;
+mod routes;
+mod server;
 
-pub use report::{Connections, NodeReport, ReloadCount, WatcherReport};
+use crate::{
+    config::{Diagnostic, Summary},
+    id::Generation,
+    plan::{Acknowledgement, Plan},
+};
+pub use client::{Client, ClientError};
+pub use report::{Connections, NodeReport, ReloadCount, StatusReport, WatcherReport};
 use serde::{Deserialize, Serialize};
+pub use server::{BindError, Bound, Handle, Server};
 use std::path::PathBuf;
+use tokio::sync::oneshot;
+
+/// What a client asks of the engine. A reload is carried out even if nobody waits for its verdict any more; the others may be
+/// dropped then.
+#[derive(Debug)]
+pub enum Request {
+    Status {
+        reply: oneshot::Sender<StatusReport>,
+    },
+    Reload {
+        order: Order,
+        reply: oneshot::Sender<Acknowledgement>,
+    },
+    Plan {
+        candidate: Candidate,
+        reply: oneshot::Sender<Planned>,
+    },
+}
 
 /// What `reload` wants done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
     /// Read the file again, as if it had changed.
+    #[default]
     Read,
     /// The same, past the guard against half-written files.
     Force,
@@ -25,10 +56,28 @@ pub enum Order {
 
 /// A file to compare with what is applied. It travels as text, so that the node need not be able to read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Candidate {
     /// As the operator named it; diagnostics say it.
     pub name: String,
     pub text: String,
-    /// Absolute path it is meant for: relative paths in it resolve against the directory of this one.
-    pub as_path: PathBuf,
+    /// Absolute path it is meant for: relative paths in it resolve against the directory of this one. Absent: the path of the
+    /// node's own configuration file.
+    #[serde(default)]
+    pub as_path: Option<PathBuf>,
+}
+
+/// What applying a [`Candidate`] would do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Planned {
+    /// In force now.
+    pub generation: Generation,
+    /// Empty if the candidate is invalid.
+    pub plan: Plan,
+    /// Errors and warnings.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Why a reload would not apply it as it stands: the guard against half-written files, or `reload.max_impact`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_back: Option<String>,
+    pub summary: Summary,
 }

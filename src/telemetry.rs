@@ -5,6 +5,7 @@
 
 mod line;
 
+use crate::config;
 use line::Line;
 use std::{
     io::{self, IsTerminal},
@@ -84,15 +85,19 @@ impl Log {
         )
     }
 
-    /// Checks `log.level`; `format` is `None` for `auto`. Nothing changes yet.
-    pub fn prepare(&self, level: &str, format: Option<Format>) -> Result<PreparedLog, LogError> {
+    /// Checks a `[log]` section. Nothing changes yet.
+    pub fn prepare(&self, section: &config::Log) -> Result<PreparedLog, LogError> {
         let filter = EnvFilter::builder()
-            .parse(level)
+            .parse(&section.level)
             .map_err(|error| LogError::Level {
-                directives: level.to_owned(),
+                directives: section.level.clone(),
                 reason: error.to_string(),
             })?;
-        let format = format.unwrap_or_else(Format::suited_to_stderr);
+        let format = match section.format {
+            config::LogFormat::Auto => Format::suited_to_stderr(),
+            config::LogFormat::Text => Format::Text,
+            config::LogFormat::Json => Format::Json,
+        };
         Ok(PreparedLog { filter, format })
     }
 

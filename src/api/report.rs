@@ -1,13 +1,45 @@
 //! What a running node says about itself: the body of `GET /v1/status`, and the source of every metric.
 
-use crate::relay;
+use crate::{
+    id::Generation,
+    plan::{Acknowledgement, Outcome, State, Trigger},
+    relay,
+};
 use serde::{Deserialize, Serialize};
 
+/// One moment of a node, complete: `status` prints it, the metrics are read off it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Version of the program that runs.
+    pub version: String,
+    pub state: State,
+    pub generation: Generation,
+    /// SHA-256 of the file in force, in hexadecimal.
+    pub applied_sha256: String,
+    /// Seconds since the epoch when the generation in force began; 0 while there is none.
+    pub applied_at: f64,
+    /// What brought the generation in force.
+    pub applied_by: Trigger,
+    /// Seconds since the epoch of the latest attempt that ended well, changed or not; 0 while there is none.
+    pub last_success_at: f64,
+    pub uptime_s: u64,
+    /// The configuration file, as it was named at start.
+    pub config_file: String,
+    /// The latest attempt. When the node is not in sync it says why.
+    pub last_attempt: Option<Acknowledgement>,
+    /// Seconds until an unconfirmed change is undone.
+    pub confirm_within_s: Option<u64>,
+    /// Attempts since the start.
+    pub reloads: Vec<ReloadCount>,
+    pub watcher: WatcherReport,
+    pub node: NodeReport,
+}
+
 /// How often a trigger led to an outcome.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadCount {
-    pub trigger: String,
-    pub result: String,
+    pub trigger: Trigger,
+    pub result: Outcome,
     pub count: u64,
 }
 
