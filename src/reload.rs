@@ -1,1 +1,4 @@
 //! One attempt to apply the file, and its outcome.
+
+pub mod read;
+pub mod watcher;
