@@ -1,9 +1,18 @@
 //! The vocabulary of circuit relay v2, as the domain sees it: settings, statuses and refusals. No libp2p types but the peer id.
 
+use std::time::Duration;
+
+pub mod admission;
+mod bucket;
+mod buffers;
+mod refusal;
 mod report;
 
+pub use admission::{Admission, CircuitId, ConnectionKey};
+pub use bucket::{Bucket, Shaper};
+pub use buffers::{Buffers, Share};
+pub use refusal::Refusal;
 pub use report::{Bytes, PeerReport, Report};
-use std::time::Duration;
 
 /// `[relay]` after resolution.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +58,26 @@ pub struct Resources {
     pub bandwidth_per_circuit: Limit<u64>,
     /// Bytes really held by all circuits together; above it new circuits are refused.
     pub max_buffers: u64,
+}
+
+impl Resources {
+    /// What a reservation's and a circuit's answer say a circuit may use.
+    pub fn circuit(&self) -> CircuitLimits {
+        CircuitLimits {
+            data: self.max_data,
+            duration: self.max_duration,
+        }
+    }
+}
+
+/// What one circuit may use. With both unlimited the answer carries no limit at all: clients treat a circuit with any
+/// limit as one for little use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CircuitLimits {
+    /// Bytes, in each direction.
+    pub data: Limit<u64>,
+    /// From the OK on.
+    pub duration: Limit<Duration>,
 }
 
 /// A bound that can be absent on purpose.
