@@ -1,1 +1,3 @@
 //! What the rest of the program may ask of the network.
+
+pub mod relay;
