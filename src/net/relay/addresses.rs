@@ -90,7 +90,7 @@ mod tests {
     use super::*;
     use libp2p::{
         core::transport::ListenerId,
-        swarm::{ExternalAddrConfirmed, NewListenAddr},
+        swarm::{NewListenAddr, behaviour::ExternalAddrConfirmed},
     };
 
     fn addresses(listen: &[&str], external: &[&str]) -> (PeerId, Vec<String>) {
