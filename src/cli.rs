@@ -1,1 +1,76 @@
-//! The commands.
+//! The commands: arguments in, text and an exit code out.
+//!
+//! Results go to standard output, everything about how it went to standard error. Exit codes are part of the contract with
+//! scripts; each command lists its own.
+
+mod find;
+mod reload;
+mod status;
+mod text;
+
+use crate::telemetry::colour_wanted;
+use clap::{Parser, Subcommand};
+use std::{
+    future::Future,
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
+
+/// A relay for libp2p peers that follows its configuration file while it runs.
+#[derive(Debug, Parser)]
+#[command(name = "edgevpn", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Reload(reload::Args),
+    Status(status::Args),
+}
+
+/// Runs the command of this process's arguments. Wrong arguments end the process with 2, as every command means by it that it
+/// could not do its work.
+pub fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Reload(args) => asking(reload::run(args)),
+        Command::Status(args) => asking(status::run(args)),
+    }
+}
+
+/// Runs a command that asks a node: one thread is enough for one question.
+fn asking(command: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => complain(2, &format!("cannot start: {error}")),
+    }
+}
+
+/// Prints a result. Whoever reads it may stop reading: that is no failure.
+fn print(text: &str) {
+    let _ = io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// Says on standard error why there is no result.
+fn complain(code: u8, message: &str) -> ExitCode {
+    let _ = writeln!(io::stderr().lock(), "error: {message}");
+    ExitCode::from(code)
+}
+
+/// How results look where standard output goes.
+fn paint() -> text::Paint {
+    text::Paint::new(colour_wanted(io::stdout().is_terminal()))
+}
+
+/// A result for programs.
+fn json(value: &impl serde::Serialize) -> String {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => text + "\n",
+        // Our own reports have string keys and finite numbers only.
+        Err(error) => format!("{{\"error\": \"{error}\"}}\n"),
+    }
+}

@@ -37,27 +37,23 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Everything, for the unix socket.
 pub(super) fn api(requests: mpsc::Sender<Request>) -> Router {
-    let node = Node {
-        requests,
-        candidates: Arc::new(Semaphore::new(MAX_CANDIDATES)),
-    };
-    guarded(
-        Router::new()
-            .route("/v1/status", get(status))
-            .route("/v1/reload", post(reload))
-            .route("/v1/plan", post(plan))
-            .route("/metrics", get(exposition)),
-        node,
-    )
+    let routes = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/reload", post(reload))
+        .route("/v1/plan", post(plan))
+        .route("/metrics", get(exposition));
+    guarded(routes, requests).layer(middleware::from_fn(this_machine_only))
 }
 
-/// `GET /metrics` and nothing else, for a TCP port.
-pub(super) fn metrics(requests: mpsc::Sender<Request>) -> Router {
-    let node = Node {
-        requests,
-        candidates: Arc::new(Semaphore::new(0)),
-    };
-    guarded(Router::new().route("/metrics", get(exposition)), node)
+/// `GET /metrics` and nothing else, for a TCP port. One that only this machine reaches is not to be read through the name of
+/// another; one that others reach is scraped by whatever name they know it by.
+pub(super) fn metrics(requests: mpsc::Sender<Request>, loopback: bool) -> Router {
+    let routes = guarded(Router::new().route("/metrics", get(exposition)), requests);
+    if loopback {
+        routes.layer(middleware::from_fn(this_machine_only))
+    } else {
+        routes
+    }
 }
 
 /// 403 for whatever a stranger asks.
@@ -68,12 +64,15 @@ pub(super) fn forbidden(stranger: Stranger) -> Router {
     })
 }
 
-fn guarded(routes: Router<Node>, node: Node) -> Router {
+fn guarded(routes: Router<Node>, requests: mpsc::Sender<Request>) -> Router {
     routes
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn(no_browsers))
-        .with_state(node)
+        .layer(middleware::from_fn(no_web_pages))
+        .with_state(Node {
+            requests,
+            candidates: Arc::new(Semaphore::new(MAX_CANDIDATES)),
+        })
 }
 
 /// The engine, as the routes see it.
@@ -234,20 +233,24 @@ async fn read<T: DeserializeOwned>(
     })
 }
 
-/// Keeps web pages out that reach this socket or port through a browser: nothing with an `Origin`, and no foreign name for this
-/// machine (DNS rebinding).
-async fn no_browsers(request: axum::extract::Request, next: Next) -> Result<Response, Problem> {
+/// A browser names the page that asks; no command and no scraper does.
+async fn no_web_pages(request: axum::extract::Request, next: Next) -> Result<Response, Problem> {
     if request.headers().contains_key(header::ORIGIN) {
         return Err(Problem::new(
             StatusCode::FORBIDDEN,
             "requests from web pages are not served",
         ));
     }
-    let host = request
-        .headers()
-        .get(header::HOST)
-        .map(|host| host.to_str().unwrap_or("?"));
-    if host.is_some_and(|host| !names_this_machine(host)) {
+    Ok(next.run(request).await)
+}
+
+/// Keeps out who reaches this machine by a name of their own (DNS rebinding).
+async fn this_machine_only(
+    request: axum::extract::Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let host = request.headers().get(header::HOST);
+    if host.is_some_and(|host| !host.to_str().is_ok_and(names_this_machine)) {
         return Err(Problem::new(
             StatusCode::MISDIRECTED_REQUEST,
             "the Host header must be localhost or an IP address",

@@ -217,7 +217,7 @@ async fn accept(
 ) {
     let mut connections = FuturesUnordered::new();
     let everything = routes::api(requests.clone());
-    let metrics_only = routes::metrics(requests);
+    let metrics_only = routes::metrics(requests, socket.is_loopback());
     loop {
         let accepted = tokio::select! {
             _ = stopping.wait_for(|stop| *stop) => break,
@@ -271,6 +271,15 @@ enum Stream {
 }
 
 impl Socket {
+    fn is_loopback(&self) -> bool {
+        match self {
+            Socket::Unix(..) => true,
+            Socket::Tcp(listener) => listener
+                .local_addr()
+                .is_ok_and(|address| address.ip().is_loopback()),
+        }
+    }
+
     async fn accept(&self) -> io::Result<Stream> {
         match self {
             Socket::Unix(listener, file) => {

@@ -1,4 +1,5 @@
 //! Harnesses, one per edge.
 
+pub mod engine;
 pub mod node;
 pub mod relay;
