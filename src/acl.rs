@@ -321,3 +321,263 @@ pub struct Changed {
     /// The first of them, up to the bound asked for.
     pub first: Vec<(Action, Entry)>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Action::{Allow, Deny};
+    use Operation::{Connect, Reserve};
+
+    fn peer(number: u8) -> PeerId {
+        let mut key = vec![0, 36, 8, 1, 18, 32];
+        key.extend([number; 32]);
+        PeerId::from_bytes(&key).expect("an Ed25519 key")
+    }
+
+    fn entry(line: u32, action: Action, subject: &str) -> (Action, Entry) {
+        let subject = match subject.parse() {
+            Ok(network) => Subject::Network(network),
+            Err(_) => Subject::Peer(peer(subject.parse().expect("a peer's number"))),
+        };
+        let origin = Origin::File {
+            file: "edgevpn.toml".into(),
+            line,
+        };
+        let entry = Entry {
+            subject,
+            list: None,
+            origin,
+        };
+        (action, entry)
+    }
+
+    fn rules(entries: &[(Action, &str)]) -> Rules {
+        let numbered = (1..).zip(entries);
+        Rules {
+            reserve: Audience::Listed,
+            connect: Audience::Anyone,
+            reserve_origin: Origin::Env("EDGEVPN_RELAY_SERVICE_NETWORK_ONLY"),
+            connect_origin: Origin::Default,
+            mode: Mode::Enforce,
+            entries: numbered
+                .map(|(line, (action, subject))| entry(line, *action, subject))
+                .collect(),
+            tests: Vec::new(),
+        }
+    }
+
+    fn acl(entries: &[(Action, &str)]) -> Acl {
+        Acl::compile(rules(entries))
+    }
+
+    fn says(acl: &Acl, operation: Operation, number: u8, address: &str) -> String {
+        let address = address.parse().ok();
+        let decision = acl.decide(operation, &peer(number), address);
+        let verb = if decision.admit { "admit" } else { "refuse" };
+        format!("{verb}: {}", decision.rule)
+    }
+
+    #[test]
+    fn deny_wins_over_allow_and_allow_over_the_audience() {
+        let acl = acl(&[
+            (Allow, "1"),
+            (Deny, "1"),
+            (Allow, "2"),
+            (Deny, "10.0.0.0/8"),
+            (Allow, "10.1.0.0/16"),
+            (Allow, "192.0.2.0/24"),
+        ]);
+        let cases = [
+            (1, "", "refuse: edgevpn.toml:2 acl.deny"),
+            (1, "192.0.2.1", "refuse: edgevpn.toml:2 acl.deny"),
+            (2, "", "admit: edgevpn.toml:3 acl.allow"),
+            (2, "10.1.2.3", "refuse: edgevpn.toml:4 acl.deny"),
+            (3, "10.1.2.3", "refuse: edgevpn.toml:4 acl.deny"),
+            (3, "192.0.2.1", "admit: edgevpn.toml:6 acl.allow"),
+            (
+                3,
+                "198.51.100.1",
+                "refuse: env EDGEVPN_RELAY_SERVICE_NETWORK_ONLY acl.reserve",
+            ),
+        ];
+        for (number, address, answer) in cases {
+            assert_eq!(says(&acl, Reserve, number, address), answer);
+        }
+        assert_eq!(says(&acl, Connect, 3, ""), "admit: default acl.connect");
+    }
+
+    #[test]
+    fn an_empty_policy_admits_nobody_to_reserve() {
+        assert!(!acl(&[]).decide(Reserve, &peer(1), None).admit);
+    }
+
+    #[test]
+    fn a_mapped_address_is_the_ipv4_address_it_maps() {
+        let denied = acl(&[(Deny, "192.0.2.0/24")]);
+        assert!(says(&denied, Connect, 1, "::ffff:192.0.2.7").starts_with("refuse"));
+        let denied = acl(&[(Deny, "::ffff:192.0.2.0/120")]);
+        assert!(says(&denied, Connect, 1, "192.0.2.7").starts_with("refuse"));
+        let six = acl(&[(Deny, "::/0")]);
+        assert!(says(&six, Connect, 1, "2001:db8::1").starts_with("refuse"));
+        assert!(says(&six, Connect, 1, "192.0.2.7").starts_with("admit"));
+    }
+
+    #[test]
+    fn a_network_is_written_with_or_without_host_bits_and_holds_its_ends() {
+        let denied = acl(&[(Deny, "10.0.0.77/8"), (Deny, "2001:db8:1::/48")]);
+        for inside in ["10.0.0.0", "10.255.255.255", "2001:db8:1:ffff::"] {
+            assert!(
+                says(&denied, Connect, 1, inside).starts_with("refuse"),
+                "{inside}"
+            );
+        }
+        for outside in ["9.255.255.255", "11.0.0.0", "2001:db8:2::", "2001:db8::"] {
+            assert!(
+                says(&denied, Connect, 1, outside).starts_with("admit"),
+                "{outside}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_kind_of_peer_id_is_found_and_told_back() {
+        let kinds = [
+            (0x00, [&[8, 1, 18, 32][..], &[7; 32]].concat()),
+            (0x00, [&[8, 2, 18, 33, 2][..], &[7; 32]].concat()),
+            (0x00, [&[8, 2, 18, 33, 3][..], &[7; 32]].concat()),
+            (0x00, [&[8, 2, 18, 33, 0][..], &[7; 32]].concat()),
+            (0x00, vec![7; 9]),
+            (0x12, vec![7; 32]),
+            (0x12, vec![7; 20]),
+        ];
+        let peers = kinds.map(|(code, digest)| {
+            let hash = libp2p::multihash::Multihash::wrap(code, &digest).expect("short");
+            PeerId::from_multihash(hash).expect("a peer id")
+        });
+        for listed in peers {
+            let (_, mut entry) = entry(1, Deny, "1");
+            entry.subject = Subject::Peer(listed);
+            let mut rules = rules(&[]);
+            rules.entries.push(Deny, entry.clone());
+            let acl = Acl::compile(rules);
+            assert_eq!(acl.entries().collect::<Vec<_>>(), [(Deny, entry)]);
+            for other in peers {
+                let decision = acl.decide(Connect, &other, None);
+                assert_eq!(decision.admit, other != listed, "{listed} {other}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_entry_names_its_list_and_the_line_of_its_file() {
+        let mut rules = rules(&[(Allow, "9")]);
+        rules.entries.push(
+            Allow,
+            Entry {
+                subject: Subject::Peer(peer(1)),
+                list: Some("ops".into()),
+                origin: Origin::File {
+                    file: "allow.d/ops.txt".into(),
+                    line: 3,
+                },
+            },
+        );
+        let acl = Acl::compile(rules);
+        let answer = "admit: allow.d/ops.txt:3 acl.list.ops";
+        assert_eq!(says(&acl, Reserve, 1, ""), answer);
+        assert_eq!(acl.entry_counts(), Counts { allow: 2, deny: 0 });
+    }
+
+    #[test]
+    fn two_policies_are_equal_when_they_admit_the_same() {
+        let one = acl(&[(Allow, "1"), (Deny, "2"), (Deny, "10.0.0.0/8")]);
+        let other = acl(&[
+            (Deny, "10.0.0.0/8"),
+            (Deny, "10.1.0.0/16"),
+            (Deny, "2"),
+            (Allow, "1"),
+            (Allow, "1"),
+        ]);
+        assert_eq!(one, other);
+        assert_ne!(
+            one,
+            acl(&[(Allow, "1"), (Allow, "2"), (Deny, "10.0.0.0/8")])
+        );
+        assert_ne!(one, acl(&[(Allow, "1"), (Deny, "2"), (Deny, "10.0.0.0/9")]));
+        assert_ne!(one, acl(&[(Allow, "1"), (Deny, "3"), (Deny, "10.0.0.0/8")]));
+        let mut open = rules(&[(Allow, "1"), (Deny, "2"), (Deny, "10.0.0.0/8")]);
+        open.reserve = Audience::Anyone;
+        assert_ne!(one, Acl::compile(open));
+    }
+
+    #[test]
+    fn a_difference_lists_what_is_new_and_what_is_gone_and_bounds_the_list() {
+        let old = acl(&[(Allow, "1"), (Deny, "10.0.0.0/8"), (Deny, "10.1.0.0/16")]);
+        let new = acl(&[
+            (Deny, "10.0.0.0/8"),
+            (Deny, "1"),
+            (Allow, "2"),
+            (Allow, "3"),
+        ]);
+        let difference = old.difference(&new, 2);
+        assert_eq!(difference.added.total, 3);
+        let listed = |changed: Changed| {
+            let told = |(action, entry): (Action, Entry)| {
+                format!("{action:?} {} {}", entry.subject, entry.origin)
+            };
+            changed.first.into_iter().map(told).collect::<Vec<_>>()
+        };
+        let added = [(Deny, 1, 2), (Allow, 2, 3)].map(|(action, number, line)| {
+            format!("{action:?} {} edgevpn.toml:{line}", peer(number))
+        });
+        assert_eq!(listed(difference.added), added);
+        let removed = [
+            format!("Allow {} edgevpn.toml:1", peer(1)),
+            "Deny 10.1.0.0/16 edgevpn.toml:3".to_owned(),
+        ];
+        assert_eq!(listed(difference.removed), removed);
+        assert_eq!(old.difference(&old, 9), Difference::default());
+    }
+
+    #[test]
+    fn an_allow_entry_that_a_deny_entry_overrides_is_named_with_it() {
+        let acl = acl(&[
+            (Allow, "1"),
+            (Allow, "2"),
+            (Deny, "2"),
+            (Allow, "10.1.0.0/16"),
+            (Deny, "10.0.0.0/8"),
+            (Allow, "0.0.0.0/0"),
+        ]);
+        let lines: Vec<_> = acl
+            .ineffective()
+            .map(|(allow, deny)| format!("{} {}", allow.origin, deny.origin))
+            .collect();
+        let expected = [
+            "edgevpn.toml:2 edgevpn.toml:3",
+            "edgevpn.toml:4 edgevpn.toml:5",
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn a_policy_test_that_fails_says_what_it_wanted_and_which_rule_decided() {
+        let mut rules = rules(&[(Allow, "1"), (Deny, "203.0.113.0/24")]);
+        let test = |name: &str, allow: &[Operation], deny: &[Operation]| Test {
+            name: name.into(),
+            peer: peer(1),
+            address: Some([203, 0, 113, 9].into()),
+            allow: allow.to_vec(),
+            deny: deny.to_vec(),
+            origin: Origin::Default,
+        };
+        rules.tests = vec![
+            test("the lab range cannot reserve", &[], &[Reserve, Connect]),
+            test("hub may connect", &[Connect], &[]),
+        ];
+        let failed = Acl::compile(rules).run_tests();
+        let told: Vec<_> = failed.iter().map(ToString::to_string).collect();
+        let expected = "test \"hub may connect\" wants allow connect, but the peer is refused by edgevpn.toml:2 acl.deny";
+        assert_eq!(told, [expected]);
+    }
+}

@@ -139,3 +139,141 @@ fn elapsed(since: Instant, now: Instant) -> u128 {
 fn duration(nanoseconds: u128) -> Duration {
     Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)] // Tests start their own clock.
+mod tests {
+    use super::*;
+
+    const fn rate(count: u32, per: Duration) -> Limit<Rate> {
+        Limit::At(Rate { count, per })
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_bucket_gives_its_count_at_once_and_then_one_in_each_share() {
+        let seven_a_minute = rate(7, 60 * SECOND);
+        let (mut bucket, mut now) = (Bucket::default(), Instant::now());
+        for _ in 0..7 {
+            bucket.take(seven_a_minute, now).expect("a token");
+        }
+        let share = Duration::from_nanos(8_571_428_572);
+        for _ in 0..3 {
+            let wait = bucket.take(seven_a_minute, now).expect_err("empty");
+            assert!(wait <= share && wait + Duration::from_nanos(3) >= share);
+            now += wait;
+            bucket.take(seven_a_minute, now).expect("after the wait");
+        }
+    }
+
+    #[test]
+    fn asking_while_empty_costs_nothing() {
+        let one = rate(1, SECOND);
+        let (mut bucket, now) = (Bucket::default(), Instant::now());
+        bucket.take(one, now).expect("a token");
+        for _ in 0..1000 {
+            assert_eq!(bucket.take(one, now), Err(SECOND));
+        }
+        bucket.take(one, now + SECOND).expect("a token");
+    }
+
+    #[test]
+    fn a_bucket_is_full_after_its_period() {
+        let rate = rate(30, 120 * SECOND);
+        let (mut bucket, now) = (Bucket::default(), Instant::now());
+        for _ in 0..30 {
+            bucket.take(rate, now).expect("a token");
+        }
+        assert!(!bucket.is_full(rate, now + 119 * SECOND));
+        assert!(bucket.is_full(rate, now + 120 * SECOND));
+    }
+
+    #[test]
+    fn a_changed_rate_keeps_what_was_used() {
+        let (mut bucket, now) = (Bucket::default(), Instant::now());
+        for _ in 0..10 {
+            bucket.take(rate(10, 10 * SECOND), now).expect("a token");
+        }
+        assert!(bucket.take(rate(10, 100 * SECOND), now).is_err());
+        bucket.take(rate(12, 10 * SECOND), now).expect("two more");
+        bucket.take(rate(12, 10 * SECOND), now).expect("two more");
+        assert!(bucket.take(rate(12, 10 * SECOND), now).is_err());
+    }
+
+    #[test]
+    fn a_lowered_rate_locks_nobody_out_for_longer_than_its_period() {
+        let (mut bucket, now) = (Bucket::default(), Instant::now());
+        for _ in 0..1000 {
+            bucket.take(rate(1000, SECOND), now).expect("a token");
+        }
+        let hourly = rate(1, 3600 * SECOND);
+        assert_eq!(bucket.take(hourly, now), Err(3600 * SECOND));
+        bucket.take(hourly, now + 3600 * SECOND).expect("a token");
+    }
+
+    #[test]
+    fn extreme_rates_and_clocks_that_run_backwards_are_no_panic() {
+        let now = Instant::now() + 10 * SECOND;
+        for rate in [
+            rate(0, Duration::ZERO),
+            rate(u32::MAX, Duration::MAX),
+            rate(u32::MAX, Duration::ZERO),
+            rate(1, Duration::MAX),
+        ] {
+            let mut bucket = Bucket::default();
+            let _ = bucket.take(rate, now);
+            let _ = bucket.take(rate, now - 10 * SECOND);
+            let _ = bucket.take(rate, now + SECOND);
+        }
+        for rate in [0, 1, u64::MAX] {
+            let mut shaper = Shaper::default();
+            let _ = shaper.take(u64::MAX, Limit::At(rate), now);
+            let _ = shaper.take(u64::MAX, Limit::At(rate), now - SECOND);
+        }
+    }
+
+    #[test]
+    fn a_shaper_lets_its_rate_through_and_no_more() {
+        let rate = 1_000_000;
+        let (mut shaper, start) = (Shaper::default(), Instant::now());
+        let (mut now, mut passed) = (start, 0);
+        while passed < 10_000_000 {
+            match shaper.take(16_384, Limit::At(rate), now) {
+                Ok(()) => passed += 16_384,
+                Err(until) => {
+                    assert!(until > now);
+                    now = until;
+                }
+            }
+        }
+        let took = (now - start).as_secs_f64();
+        let ideal = (passed - MIN_BURST) as f64 / rate as f64;
+        assert!((took - ideal).abs() < 0.001, "{took} s for {ideal} s");
+    }
+
+    #[test]
+    fn more_than_a_burst_passes_when_nothing_is_owed_and_is_paid_for() {
+        let rate = Limit::At(1000);
+        let (mut shaper, now) = (Shaper::default(), Instant::now());
+        shaper.take(1_000_000, rate, now).expect("nothing is owed");
+        let until = shaper.take(1, rate, now).expect_err("it is now");
+        assert!(until > now + 900 * SECOND);
+        shaper
+            .take(1_000_000, rate, now + 1000 * SECOND)
+            .expect("paid");
+    }
+
+    #[test]
+    fn a_raised_bandwidth_counts_at_once() {
+        let (mut shaper, now) = (Shaper::default(), Instant::now());
+        shaper
+            .take(MIN_BURST, Limit::At(1000), now)
+            .expect("a burst");
+        let slow = shaper.take(1000, Limit::At(1000), now);
+        assert_eq!(slow, Err(now + SECOND));
+        let fast = shaper.take(1000, Limit::At(1_000_000), now);
+        assert_eq!(fast, Err(now + Duration::from_millis(1)));
+        assert_eq!(shaper.take(1000, Limit::Unlimited, now), Ok(()));
+    }
+}

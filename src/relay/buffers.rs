@@ -66,3 +66,32 @@ impl Drop for Share {
         self.set(0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_is_what_the_shares_hold_and_dropping_gives_back() {
+        let buffers = Buffers::default();
+        let (mut one, mut two) = (buffers.share(), buffers.share());
+        one.set(10);
+        two.set(5);
+        one.set(3);
+        assert_eq!((buffers.held(), one.held()), (8, 3));
+        drop(one);
+        assert_eq!(buffers.held(), 5);
+        two.set(0);
+        assert_eq!(buffers.held(), 0);
+    }
+
+    #[test]
+    fn growing_stops_at_the_cap() {
+        let buffers = Buffers::default();
+        let mut share = buffers.share();
+        assert!(share.try_grow(10, 10));
+        assert!(!share.try_grow(1, 10));
+        assert!(!share.try_grow(u64::MAX, u64::MAX));
+        assert_eq!((buffers.held(), share.held()), (10, 10));
+    }
+}

@@ -247,3 +247,237 @@ impl Admission {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::{
+        Cut, Effect,
+        tests::{HOUR, Relay, address, named, peer, status},
+    };
+    use super::*;
+    use crate::{
+        acl::{Audience, Subject},
+        relay::{Limit, Rate, Status},
+    };
+
+    /// Peers 1 to `count`, all connected, the even ones with a reservation.
+    fn crowd(relay: &mut Relay, count: u8) {
+        for number in 1..=count {
+            relay.join(number);
+            if number % 2 == 0 {
+                relay.reserve(number).expect("room");
+            }
+        }
+    }
+
+    #[test]
+    fn a_circuit_goes_to_a_peer_with_a_reservation_only() {
+        let mut relay = Relay::new();
+        crowd(&mut relay, 3);
+        assert_eq!(status(relay.connect(1, 2)), Status::Ok);
+        assert_eq!(status(relay.connect(1, 3)), Status::NoReservation);
+        assert_eq!(status(relay.connect(1, 99)), Status::NoReservation);
+        assert_eq!(relay.connect(2, 2), Err(Refusal::ToItself));
+    }
+
+    #[test]
+    fn a_denied_source_learns_nothing_about_reservations() {
+        let mut relay = Relay::with(|file| file.deny = vec![named(1)]);
+        crowd(&mut relay, 3);
+        assert_eq!(status(relay.connect(1, 2)), Status::PermissionDenied);
+        assert_eq!(status(relay.connect(1, 99)), Status::PermissionDenied);
+    }
+
+    #[test]
+    fn a_denied_destination_is_refused_whether_it_is_here_or_not() {
+        let mut relay = Relay::with(|file| file.deny = vec![named(2), named(98)]);
+        relay.join(1);
+        relay.join(2);
+        assert_eq!(status(relay.connect(1, 2)), Status::PermissionDenied);
+        assert_eq!(status(relay.connect(1, 98)), Status::PermissionDenied);
+    }
+
+    #[test]
+    fn a_destination_is_judged_by_where_it_is() {
+        let place = Subject::Network(address(2).into());
+        let mut relay = Relay::with(|file| {
+            file.mode = crate::acl::Mode::Shadow;
+            file.deny = vec![place];
+        });
+        crowd(&mut relay, 4);
+        assert!(relay.connect(1, 2).expect("shadow").shadow.is_some());
+        assert!(relay.connect(1, 4).expect("open").shadow.is_none());
+    }
+
+    #[test]
+    fn a_listed_source_reaches_any_holder_and_an_unlisted_one_none() {
+        let mut relay = Relay::with(|file| {
+            file.connect = Audience::Listed;
+            file.allow = vec![named(1)];
+        });
+        crowd(&mut relay, 3);
+        assert_eq!(status(relay.connect(1, 2)), Status::Ok);
+        assert_eq!(status(relay.connect(3, 2)), Status::PermissionDenied);
+        let mut relay = Relay::with(|file| {
+            file.reserve = Audience::Listed;
+            file.allow = vec![named(2)];
+        });
+        crowd(&mut relay, 3);
+        assert_eq!(status(relay.connect(1, 2)), Status::Ok);
+        assert_eq!(
+            status(relay.connect(1, 3)),
+            Status::NoReservation,
+            "who is listed is nobody's business"
+        );
+    }
+
+    #[test]
+    fn max_circuits_counts_a_peer_as_source_and_as_destination() {
+        let mut relay = Relay::with(|file| file.settings.resources.max_circuits = 2);
+        crowd(&mut relay, 6);
+        relay.circuit(1, 2).expect("one");
+        let last = relay.circuit(2, 4).expect("two of peer 2");
+        let full = Refusal::DestinationFull { cap: 2 };
+        assert_eq!(relay.connect(3, 2), Err(full.clone()));
+        assert_eq!(full.status(), Status::ResourceLimitExceeded);
+        assert_eq!(relay.connect(2, 6), Err(Refusal::SourceFull { cap: 2 }));
+        relay.join(2);
+        assert!(relay.connect(2, 6).is_err(), "over all its connections");
+        relay.closed(last);
+        relay.circuit(3, 2).expect("a place is free");
+    }
+
+    #[test]
+    fn the_node_admits_max_circuits_total_and_refuses_the_next() {
+        let mut relay = Relay::with(|file| file.settings.resources.max_circuits_total = 3);
+        crowd(&mut relay, 2);
+        for _ in 0..3 {
+            relay.circuit(1, 2).expect("room");
+        }
+        let refused = relay.connect(1, 2);
+        assert_eq!(refused, Err(Refusal::CircuitsFull { cap: 3 }));
+    }
+
+    #[test]
+    fn handshakes_do_not_use_up_circuits_and_their_completion_does() {
+        let mut relay = Relay::with(|file| file.settings.resources.max_circuits = 1);
+        crowd(&mut relay, 4);
+        let first = relay.connect(1, 2).expect("room").circuit;
+        let second = relay.connect(1, 2).expect("still room").circuit;
+        relay.established(second).expect("room");
+        let late = relay.established(first);
+        assert_eq!(late, Err(Refusal::SourceFull { cap: 1 }));
+        assert_eq!(relay.established(first), Err(Refusal::Gone));
+        assert_eq!(relay.report().circuits, 1);
+        assert_eq!(relay.report().handshakes, 0);
+    }
+
+    #[test]
+    fn half_open_circuits_to_a_silent_peer_leave_others_alone_and_come_back() {
+        let mut relay = Relay::with(|file| file.settings.resources.max_circuits_total = 8);
+        crowd(&mut relay, 60);
+        let silent = 2;
+        let mut held = Vec::new();
+        for source in (1..60).step_by(2) {
+            for _ in 0..10 {
+                held.extend(relay.connect(source, silent).map(|ticket| ticket.circuit));
+            }
+        }
+        assert_eq!(held.len() as u32, MAX_HANDSHAKES_TO_DESTINATION);
+        let refused = relay.connect(1, silent).expect_err("its budget is used up");
+        assert_eq!(refused.status(), Status::ResourceLimitExceeded);
+        relay.circuit(1, 4).expect("others are served");
+        for circuit in held {
+            relay.closed(circuit);
+        }
+        assert_eq!(relay.report().handshakes, 0);
+        relay.circuit(3, silent).expect("all budget is back");
+    }
+
+    #[test]
+    fn one_source_cannot_take_all_handshakes() {
+        let mut relay = Relay::new();
+        crowd(&mut relay, 40);
+        let admitted = (0..200_u8)
+            .filter(|round| relay.connect(1, 2 + 2 * (round % 20)).is_ok())
+            .count();
+        assert_eq!(admitted as u32, MAX_HANDSHAKES_OF_SOURCE);
+        assert_eq!(status(relay.connect(3, 2)), Status::Ok);
+    }
+
+    #[test]
+    fn full_buffers_refuse_new_circuits_until_they_are_below_the_budget() {
+        let mut relay = Relay::with(|file| file.settings.resources.max_buffers = 1000);
+        crowd(&mut relay, 2);
+        let mut share = relay.admission.buffers().share();
+        share.set(1000);
+        relay.circuit(1, 2).expect("not above it");
+        share.set(1001);
+        let refused = relay.connect(1, 2).expect_err("above it");
+        assert_eq!(refused, Refusal::BuffersFull { cap: 1000 });
+        assert_eq!(refused.status(), Status::ResourceLimitExceeded);
+        drop(share);
+        relay.circuit(1, 2).expect("given back");
+    }
+
+    #[test]
+    fn circuits_end_with_either_connection_and_others_do_not() {
+        let mut relay = Relay::new();
+        crowd(&mut relay, 4);
+        let first = relay.join(1);
+        let over_first = relay.circuit(1, 2).expect("room");
+        let second = relay.join(1);
+        let over_second = relay.connect(1, 4).expect("room").circuit;
+        let cut = |circuit| Effect::CutCircuit {
+            circuit,
+            why: Cut::Disconnected,
+        };
+        assert_eq!(relay.leave(1, first), [cut(over_first)]);
+        assert_eq!(relay.leave(1, second), [cut(over_second)]);
+        assert_eq!(relay.report().handshakes, 0);
+        relay.closed(over_first);
+        assert!(relay.admission.is_idle());
+    }
+
+    #[test]
+    fn a_circuit_outlives_the_reservation_it_came_by() {
+        let mut relay = Relay::new();
+        crowd(&mut relay, 2);
+        let circuit = relay.circuit(1, 2).expect("room");
+        relay.now += HOUR;
+        assert_eq!(relay.expired().len(), 1);
+        assert_eq!(relay.report().circuits, 1);
+        relay.closed(circuit);
+    }
+
+    #[test]
+    fn sources_have_a_rate_of_their_own() {
+        let rate = Rate {
+            count: 1,
+            per: Duration::from_secs(4),
+        };
+        let mut relay = Relay::with(|file| file.settings.resources.circuit_rate = Limit::At(rate));
+        crowd(&mut relay, 4);
+        relay.connect(1, 2).expect("first");
+        let refused = relay.connect(1, 99).expect_err("too fast");
+        assert_eq!(refused.label(), "too_fast");
+        relay.connect(3, 2).expect("another source");
+        relay.now += rate.per;
+        relay.connect(1, 2).expect("after the wait");
+    }
+
+    #[test]
+    fn a_circuit_is_closed_once_however_often_that_is_said() {
+        let mut relay = Relay::new();
+        crowd(&mut relay, 2);
+        let circuit = relay.circuit(1, 2).expect("room");
+        relay.established(circuit).expect("it is");
+        relay.closed(circuit);
+        relay.closed(circuit);
+        relay.closed(CircuitId(9999));
+        assert_eq!(relay.report().circuits, 0);
+        assert!(!relay.admission.holds_reservation(&peer(1), relay.now));
+    }
+}

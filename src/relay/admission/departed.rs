@@ -56,3 +56,65 @@ impl Departed {
         self.young.insert(peer, pace);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)] // Tests start their own clock.
+mod tests {
+    use super::*;
+    use crate::relay::{Rate, admission::tests::Relay};
+
+    fn resources() -> Resources {
+        let mut resources = Relay::new().file.settings.resources;
+        resources.reservation_rate = Limit::At(Rate {
+            count: 1,
+            per: Duration::from_secs(60),
+        });
+        resources
+    }
+
+    fn stranger(number: u32) -> PeerId {
+        let mut key = vec![0, 36, 8, 1, 18, 32];
+        key.extend(number.to_be_bytes().repeat(8));
+        PeerId::from_bytes(&key).expect("an Ed25519 key")
+    }
+
+    fn used(resources: &Resources, now: Instant) -> Pace {
+        let mut pace = Pace::default();
+        let taken = pace.reserve.take(resources.reservation_rate, now);
+        taken.expect("a token");
+        pace
+    }
+
+    #[test]
+    fn any_number_of_identities_is_forgotten_down_to_the_bound() {
+        let (resources, now) = (resources(), Instant::now());
+        let mut departed = Departed::default();
+        for number in 0..100_000 {
+            departed.keep(stranger(number), used(&resources, now), &resources, now);
+        }
+        assert!(departed.young.len() + departed.old.len() <= 2 * MAX_DEPARTED);
+        let pace = departed.take(&stranger(99_999));
+        assert!(!pace.reserve.is_full(resources.reservation_rate, now));
+    }
+
+    #[test]
+    fn a_full_bucket_is_not_kept() {
+        let (resources, now) = (resources(), Instant::now());
+        let mut departed = Departed::default();
+        let later = now + Duration::from_secs(60);
+        departed.keep(stranger(1), used(&resources, now), &resources, later);
+        departed.keep(stranger(2), Pace::default(), &resources, now);
+        assert!(departed.young.is_empty());
+    }
+
+    #[test]
+    fn old_ones_are_forgotten_when_time_has_refilled_them() {
+        let (resources, mut now) = (resources(), Instant::now());
+        let mut departed = Departed::default();
+        for number in 0..10 {
+            departed.keep(stranger(number), used(&resources, now), &resources, now);
+            now += Duration::from_secs(61);
+        }
+        assert!(departed.young.len() + departed.old.len() <= 3);
+    }
+}

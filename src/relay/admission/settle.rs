@@ -288,3 +288,249 @@ fn newly_refused(
 fn count(many: usize) -> u32 {
     u32::try_from(many).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::tests::{HOUR, Relay, address, named, peer, status};
+    use super::*;
+    use crate::{
+        acl::{Audience, Subject},
+        relay::{Refusal, Status},
+    };
+
+    /// 2 and 4 hold reservations, 1 has a circuit to each.
+    fn busy() -> (Relay, [CircuitId; 2]) {
+        let mut relay = Relay::new();
+        for number in 1..=4 {
+            relay.join(number);
+        }
+        relay.reserve(2).expect("room");
+        relay.reserve(4).expect("room");
+        let circuits = [2, 4].map(|number| relay.circuit(1, number).expect("room"));
+        (relay, circuits)
+    }
+
+    fn ended(settled: &Settled) -> Vec<PeerId> {
+        let ended = |effect: &Effect| match effect {
+            Effect::EndReservation { peer, .. } => Some(*peer),
+            Effect::CutCircuit { .. } | Effect::CloseConnections { .. } => None,
+        };
+        settled.effects.iter().filter_map(ended).collect()
+    }
+
+    fn cut(settled: &Settled) -> Vec<CircuitId> {
+        let cut = |effect: &Effect| match effect {
+            Effect::CutCircuit { circuit, .. } => Some(*circuit),
+            Effect::EndReservation { .. } | Effect::CloseConnections { .. } => None,
+        };
+        settled.effects.iter().filter_map(cut).collect()
+    }
+
+    fn closed(settled: &Settled) -> Vec<PeerId> {
+        let closed = |effect: &Effect| match effect {
+            Effect::CloseConnections { peer } => Some(*peer),
+            Effect::EndReservation { .. } | Effect::CutCircuit { .. } => None,
+        };
+        settled.effects.iter().filter_map(closed).collect()
+    }
+
+    #[test]
+    fn a_newly_denied_peer_loses_everything_and_its_neighbours_nothing() {
+        let (mut relay, [to_2, to_4]) = busy();
+        let settled = relay.edit(|file| file.deny = vec![named(2)]);
+        assert_eq!(ended(&settled), [peer(2)]);
+        assert_eq!(cut(&settled), [to_2]);
+        assert_eq!(closed(&settled), [peer(2)]);
+        assert_eq!(relay.report().circuits, 1);
+        assert_eq!(status(relay.reserve(2)), Status::PermissionDenied);
+        assert_eq!(status(relay.connect(1, 2)), Status::PermissionDenied);
+        relay.closed(to_4);
+        relay.edit(|file| file.deny.clear());
+        assert_eq!(status(relay.reserve(2)), Status::Ok);
+    }
+
+    #[test]
+    fn a_denied_network_counts_where_the_peer_is() {
+        let (mut relay, [to_2, _]) = busy();
+        let place = Subject::Network(address(2).into());
+        let settled = relay.edit(|file| file.deny = vec![place]);
+        assert_eq!(
+            (ended(&settled), cut(&settled)),
+            (vec![peer(2)], vec![to_2])
+        );
+    }
+
+    #[test]
+    fn a_newly_denied_source_loses_its_circuits_and_the_holders_stay() {
+        let (mut relay, circuits) = busy();
+        let settled = relay.edit(|file| file.deny = vec![named(1)]);
+        assert_eq!(ended(&settled), []);
+        assert_eq!(cut(&settled), circuits);
+        assert_eq!(closed(&settled), [peer(1)]);
+    }
+
+    #[test]
+    fn a_tightened_connect_leaves_the_reservations_of_the_same_peers_alone() {
+        let (mut relay, _) = busy();
+        let between_holders = relay.circuit(2, 4).expect("room");
+        let settled = relay.edit(|file| {
+            file.connect = Audience::Listed;
+            file.allow = vec![named(1)];
+        });
+        assert_eq!(cut(&settled), [between_holders]);
+        assert_eq!((ended(&settled), closed(&settled)), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_tightened_reserve_ends_what_the_unlisted_hold() {
+        let (mut relay, [_, to_4]) = busy();
+        let settled = relay.edit(|file| {
+            file.reserve = Audience::Listed;
+            file.allow = vec![named(2)];
+        });
+        assert_eq!(ended(&settled), [peer(4)]);
+        assert_eq!(cut(&settled), [to_4]);
+        assert_eq!(closed(&settled), [peer(4)]);
+        let settled = relay.edit(|file| file.allow.clear());
+        assert_eq!(ended(&settled), [peer(2)], "removed from the list");
+    }
+
+    #[test]
+    fn handshakes_of_a_denied_peer_do_not_come_about() {
+        let (mut relay, _) = busy();
+        let shaking = relay.connect(3, 2).expect("room").circuit;
+        let settled = relay.edit(|file| file.deny = vec![named(3)]);
+        assert_eq!(cut(&settled), [shaking]);
+        assert_eq!(relay.established(shaking), Err(Refusal::Gone));
+    }
+
+    #[test]
+    fn what_the_old_policy_refused_as_well_is_not_cut_by_the_new_one() {
+        let (mut relay, _) = busy();
+        relay.edit(|file| file.mode = Mode::Shadow);
+        relay.edit(|file| file.deny = vec![named(2), named(1)]);
+        let settled = relay.edit(|file| file.mode = Mode::Enforce);
+        assert_eq!(settled.impact.reservations_ended, 1, "shadow let it pass");
+        assert_eq!(settled.impact.circuits_cut, 2);
+        let settled = relay.edit(|file| file.deny.push(named(9)));
+        assert_eq!(settled, Settled::default());
+    }
+
+    #[test]
+    fn going_to_shadow_cuts_nobody() {
+        let (mut relay, _) = busy();
+        let settled = relay.edit(|file| {
+            file.mode = Mode::Shadow;
+            file.reserve = Audience::Listed;
+            file.deny = vec![named(1)];
+        });
+        assert_eq!(settled, Settled::default());
+    }
+
+    #[test]
+    fn the_same_policy_twice_does_nothing() {
+        let (mut relay, _) = busy();
+        relay.edit(|file| {
+            file.settings.on_shrink = OnShrink::Evict;
+            file.settings.resources.max_circuits_total = 1;
+            file.settings.resources.max_reservations = 1;
+            file.deny = vec![named(3)];
+        });
+        assert_eq!(relay.edit(|_| {}), Settled::default());
+    }
+
+    #[test]
+    fn lowering_max_circuits_drains_and_admits_nobody_until_the_load_fits() {
+        let (mut relay, [first, second]) = busy();
+        let settled = relay.edit(|file| file.settings.resources.max_circuits = 1);
+        assert_eq!(settled.effects, []);
+        assert_eq!(settled.impact.circuits_draining, 1);
+        assert_eq!(relay.report().draining, 1);
+        relay.closed(second);
+        assert_eq!(relay.report().draining, 0);
+        assert!(relay.connect(1, 4).is_err(), "still at its cap");
+        relay.closed(first);
+        relay.circuit(1, 4).expect("the load fits");
+    }
+
+    #[test]
+    fn evicting_cuts_the_newest_surplus_of_each_peer_and_of_the_node() {
+        let (mut relay, [first, second]) = busy();
+        let third = relay.circuit(3, 4).expect("room");
+        let settled = relay.edit(|file| {
+            file.settings.on_shrink = OnShrink::Evict;
+            file.settings.resources.max_circuits = 1;
+        });
+        assert_eq!(cut(&settled), [second], "peer 1 has two");
+        assert_eq!(closed(&settled), []);
+        let settled = relay.edit(|file| file.settings.resources.max_circuits_total = 1);
+        assert_eq!(cut(&settled), [third]);
+        relay.closed(first);
+    }
+
+    #[test]
+    fn evicting_ends_the_newest_reservations_and_tells_those_who_keep_nothing() {
+        let (mut relay, [_, to_4]) = busy();
+        relay.reserve(3).expect("room");
+        let settled = relay.edit(|file| {
+            file.settings.on_shrink = OnShrink::Evict;
+            file.settings.resources.max_reservations = 1;
+        });
+        let mut gone = ended(&settled);
+        gone.sort_unstable();
+        assert_eq!(gone, [peer(3), peer(4)]);
+        assert_eq!(closed(&settled), [peer(3)], "peer 4 has a circuit");
+        assert_eq!(relay.report().circuits, 2);
+        relay.closed(to_4);
+    }
+
+    #[test]
+    fn a_lowered_cap_on_reservations_drains_by_default() {
+        let (mut relay, _) = busy();
+        let settled = relay.edit(|file| file.settings.resources.max_reservations_per_ip = 0);
+        assert_eq!(settled.effects, []);
+        assert_eq!(settled.impact.reservations_draining, 2);
+        assert!(relay.reserve(2).expect("a renewal").renewed);
+        assert_eq!(status(relay.reserve(3)), Status::ReservationRefused);
+    }
+
+    #[test]
+    fn a_service_switched_off_ends_reservations_and_lets_circuits_run_out() {
+        let (mut relay, circuits) = busy();
+        let settled = relay.edit(|file| file.settings.service = false);
+        assert_eq!(ended(&settled).len(), 2);
+        assert_eq!((cut(&settled), closed(&settled)), (vec![], vec![]));
+        assert_eq!(settled.impact.circuits_draining, 2);
+        assert_eq!(status(relay.reserve(2)), Status::PermissionDenied);
+        let settled = relay.edit(|file| file.settings.on_shrink = OnShrink::Evict);
+        assert_eq!(cut(&settled), circuits);
+    }
+
+    #[test]
+    fn a_held_reservation_keeps_its_expiry_and_a_renewal_sees_the_new_one() {
+        let (mut relay, _) = busy();
+        relay.edit(|file| file.settings.resources.reservation_ttl = Duration::from_secs(60));
+        relay.now += HOUR - Duration::from_secs(1);
+        assert!(relay.admission.holds_reservation(&peer(2), relay.now));
+        let renewed = relay.reserve(2).expect("a renewal");
+        assert_eq!(renewed.expires_in, Duration::from_secs(60));
+        relay.now += Duration::from_secs(1);
+        assert_eq!(relay.expired().len(), 1, "peer 4");
+        relay.now += Duration::from_secs(58);
+        assert!(relay.expired().is_empty());
+        relay.now += Duration::from_secs(1);
+        assert_eq!(relay.expired().len(), 1, "peer 2");
+    }
+
+    #[test]
+    fn a_renewal_under_a_shorter_time_to_live_expires_earlier_than_promised_before() {
+        let (mut relay, _) = busy();
+        relay.edit(|file| file.settings.resources.reservation_ttl = Duration::from_secs(60));
+        relay.reserve(2).expect("a renewal");
+        relay.now += Duration::from_secs(60);
+        assert_eq!(relay.expired().len(), 1);
+        assert!(!relay.admission.holds_reservation(&peer(2), relay.now));
+    }
+}
