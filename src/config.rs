@@ -16,17 +16,39 @@ use std::{
 
 use ipnet::IpNet;
 use libp2p::Multiaddr;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    acl::{Acl, Audience, Entries, Mode, Rules},
+    acl::{Acl, Action, Audience, Entries, Mode, Rules},
     id::{Generation, Origin, PeerId},
     relay::{self, Limit},
 };
 
+mod check;
 pub mod diagnostic;
+mod document;
+mod environment;
+pub mod file;
+mod keys;
+mod list;
+pub mod literal;
+pub mod names;
+mod policy;
+mod resolve;
+mod rules;
+pub mod schema;
+mod shape;
+pub mod units;
 
 pub use diagnostic::{Code, Diagnostic, Format, Severity};
+pub use document::LARGEST_FILE;
+pub use list::MOST_LINES;
+pub use resolve::{Draft, parse};
+pub use schema::class_of;
+
+/// More findings than this about one file are left out.
+const MOST_DIAGNOSTICS: usize = 100;
 
 /// What a node runs. An invalid one cannot be built from a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +58,7 @@ pub struct Config {
     pub peers: Vec<Peer>,
     pub relay: relay::Settings,
     pub acl: Arc<Acl>,
+    pub access: Access,
     pub limits: Limits,
     pub api: Api,
     pub log: Log,
@@ -85,6 +108,24 @@ pub struct Peer {
     pub addresses: Vec<Multiaddr>,
 }
 
+/// The files behind `acl`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Slowest re-read of list files.
+    pub refresh: Duration,
+    pub lists: Vec<AccessList>,
+}
+
+/// `[[acl.list]]`. Its entries are in the compiled `acl`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessList {
+    pub name: Arc<str>,
+    pub action: Action,
+    pub path: PathBuf,
+    /// How long its last content may stand in for a file that cannot be read.
+    pub max_stale: Duration,
+}
+
 /// `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -110,11 +151,15 @@ pub struct Log {
     pub format: LogFormat,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `log.format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// Text on a terminal, JSON otherwise.
     Auto,
+    /// For people.
     Text,
+    /// One JSON object a line.
     Json,
 }
 
@@ -130,16 +175,22 @@ pub struct Reload {
     pub history: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `reload.watch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Watch {
     /// File events, with polling behind them.
     Auto,
+    /// Contents are compared every `poll_interval`.
     Poll,
+    /// Not at all.
     Off,
 }
 
 /// What changing a key costs a running node; a later one costs more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
     /// An atomic swap; nothing is cut that the new file still allows.
@@ -210,6 +261,10 @@ impl Config {
                 },
             },
             acl: Arc::new(Acl::compile(rules)),
+            access: Access {
+                refresh: Duration::from_secs(30),
+                lists: Vec::new(),
+            },
             limits: Limits {
                 connections: 0,
                 connections_per_peer: 0,
@@ -326,7 +381,135 @@ pub struct Summary {
     pub policy_tests: usize,
 }
 
+impl Config {
+    /// A configuration from its text alone, as if it lay in the current directory of a host without environment. Its
+    /// list files count as unreadable.
+    pub fn from_toml(text: &str) -> Result<Config, Rejected> {
+        let source = Source {
+            name: "edgevpn.toml".to_owned(),
+            bytes: text.as_bytes().to_vec(),
+        };
+        let mut checked = parse(source, &Surroundings::default()).resolve(Vec::new());
+        checked
+            .config
+            .take()
+            .ok_or_else(|| Rejected(Box::new(checked)))
+    }
+}
+
 /// A text that is no configuration.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{} is rejected: {}", .0.name, .0.diagnostics.iter().map(Diagnostic::short).collect::<Vec<_>>().join("; "))]
 pub struct Rejected(pub Box<Checked>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rejected(text: &str) -> Vec<String> {
+        let Rejected(checked) = Config::from_toml(text).expect_err("it is rejected");
+        checked.diagnostics.iter().map(Diagnostic::short).collect()
+    }
+
+    #[test]
+    fn a_version_is_a_whole_configuration() {
+        let config = Config::from_toml("version = 1\n").expect("valid");
+        assert!(config.relay.service);
+        assert_eq!(config.relay.resources.max_data, Limit::At(1 << 30));
+        assert_eq!(config.transport.listen.len(), 4);
+        assert_eq!(config.keys.set_in_file(), 1);
+    }
+
+    #[test]
+    fn every_finding_is_reported_at_once() {
+        let text = "version = 1\n[relay.resources]\nmax_duration = 1800\nmax_circuit = 128\n[log]\nlevel = \"loud\"\n";
+        assert_eq!(
+            rejected(text),
+            [
+                "edgevpn.toml:3:16: error[EV0102]: `relay.resources.max_duration` is not a duration",
+                "edgevpn.toml:4:1: error[EV0101]: unknown key `relay.resources.max_circuit`",
+                "edgevpn.toml:6:9: error[EV0102]: `log.level` is not a log level",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_empty_text_is_no_configuration() {
+        assert_eq!(
+            rejected(""),
+            ["edgevpn.toml:1:1: error[EV0701]: the file is empty"]
+        );
+    }
+
+    #[test]
+    fn the_file_wins_over_the_environment_and_that_over_defaults() {
+        let surroundings = Surroundings {
+            env: BTreeMap::from([
+                ("EDGEVPN_RELAY_MAX_DATA".to_owned(), "1048576".to_owned()),
+                ("EDGEVPN_RELAY_MAX_CIRCUITS".to_owned(), "16".to_owned()),
+                (
+                    "EDGEVPN_RELAY_RESERVATION_TTL".to_owned(),
+                    "3600s".to_owned(),
+                ),
+                (
+                    "EDGEVPN_RELAY_SERVICE_NETWORK_ONLY".to_owned(),
+                    "false".to_owned(),
+                ),
+            ]),
+            ..Surroundings::default()
+        };
+        let text = "version = 1\n[relay.resources]\nmax_circuits = 32\nreservation_ttl = \"1h\"\n";
+        let source = Source {
+            name: "e.toml".to_owned(),
+            bytes: text.as_bytes().to_vec(),
+        };
+        let checked = parse(source, &surroundings).resolve(Vec::new());
+        let short: Vec<_> = checked.diagnostics.iter().map(Diagnostic::short).collect();
+        assert_eq!(
+            short,
+            [
+                "e.toml:3:16: warning[EV0602]: `relay.resources.max_circuits` is set here and by EDGEVPN_RELAY_MAX_CIRCUITS"
+            ]
+        );
+        let config = checked.config.expect("valid");
+        assert_eq!(config.relay.resources.max_circuits, 32);
+        assert_eq!(config.relay.resources.max_data, Limit::At(1 << 20));
+        let origin = |key| {
+            config
+                .keys
+                .get(key)
+                .map(|effective| effective.origin.to_string())
+        };
+        assert_eq!(
+            origin("relay.resources.max_data").as_deref(),
+            Some("env EDGEVPN_RELAY_MAX_DATA")
+        );
+        assert_eq!(
+            origin("relay.resources.max_circuits").as_deref(),
+            Some("e.toml:3")
+        );
+        assert_eq!(
+            origin("acl.reserve").as_deref(),
+            Some("env EDGEVPN_RELAY_SERVICE_NETWORK_ONLY")
+        );
+        assert_eq!(origin("acl.connect").as_deref(), Some("default"));
+    }
+
+    #[test]
+    fn tables_of_an_array_are_called_by_their_identity() {
+        let peer = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+        let text = format!(
+            "version = 1\n[[peer]]\nid = \"{peer}\"\naddresses = [\"/ip4/192.0.2.1/tcp/4501\"]\n"
+        );
+        let config = Config::from_toml(&text).expect("valid");
+        let addresses = config
+            .keys
+            .get(&format!("peer.{peer}.addresses"))
+            .expect("a key");
+        assert_eq!(
+            addresses.value,
+            serde_json::json!(["/ip4/192.0.2.1/tcp/4501"])
+        );
+        assert_eq!(addresses.origin.to_string(), "edgevpn.toml:4");
+    }
+}

@@ -110,7 +110,10 @@ pub struct Diagnostic {
     /// A second place that matters, such as the first of two equal keys.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub related: Vec<Location>,
-    /// What is expected, what else to know.
+    /// What may stand there instead: form, range, default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<String>,
+    /// What else to know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -171,6 +174,7 @@ impl Diagnostic {
             key: None,
             location: None,
             related: Vec::new(),
+            expected: None,
             notes: Vec::new(),
             help: None,
         }
@@ -197,6 +201,16 @@ impl Diagnostic {
             label: String::new(),
             excerpt: None,
         })
+    }
+
+    pub fn related(mut self, location: Location) -> Self {
+        self.related.push(location);
+        self
+    }
+
+    pub fn expected(mut self, expected: impl Into<String>) -> Self {
+        self.expected = Some(expected.into());
+        self
     }
 
     pub fn note(mut self, note: impl Into<String>) -> Self {

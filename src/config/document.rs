@@ -1,0 +1,282 @@
+//! Bytes to text to a tree with spans. Everything that is wrong with the text itself is found here, all of it at once.
+
+use std::{borrow::Cow, ops::Range, sync::Arc};
+
+use toml::de::DeTable;
+
+use super::{
+    Source,
+    diagnostic::{Code, Diagnostic, Excerpt, Help, Location, Patch},
+};
+
+/// A file larger than this is refused: 8 MiB, which a list file can hold instead.
+pub const LARGEST_FILE: usize = 8 << 20;
+
+/// A line longer than this is shown in part, in bytes.
+const LONGEST_EXCERPT: usize = 240;
+/// How much of a long line is shown before the place that matters.
+const EXCERPT_LEAD: usize = 60;
+
+/// The text of a file, and where its lines begin.
+#[derive(Clone, Debug)]
+pub struct Text {
+    pub name: Arc<str>,
+    text: String,
+    /// Bytes before `text` that are not part of it: a byte order mark.
+    base: usize,
+    line_starts: Vec<usize>,
+}
+
+impl Text {
+    /// Decodes a file. UTF-8 with or without byte order mark; anything else is a finding.
+    pub fn read(source: Source) -> Result<Text, Box<Diagnostic>> {
+        let name: Arc<str> = source.name.into();
+        let bytes = source.bytes;
+        if bytes.len() > LARGEST_FILE {
+            let message = format!("the file is {} bytes long", bytes.len());
+            let finding = Diagnostic::new(Code::TooLarge, message)
+                .in_file(&*name)
+                .expected("at most 8 MiB")
+                .help("move long lists of peers into files of their own: [[acl.list]]");
+            return Err(Box::new(finding));
+        }
+        if let Some(encoding) = other_encoding(&bytes) {
+            let start = Location {
+                excerpt: None,
+                ..Text::of(name, String::new(), 0).location(0..0)
+            };
+            let finding = Diagnostic::new(Code::Encoding, format!("the file is {encoding}"))
+                .at(start)
+                .expected("UTF-8")
+                .help("save the file as UTF-8");
+            return Err(Box::new(finding));
+        }
+        let base = if bytes.starts_with(&[0xef, 0xbb, 0xbf]) {
+            3
+        } else {
+            0
+        };
+        let text = match String::from_utf8(bytes) {
+            Ok(mut text) => {
+                text.drain(..base);
+                Text::of(name, text, base)
+            }
+            Err(error) => return Err(Box::new(not_utf8(name, error, base))),
+        };
+        match text.text.find('\0') {
+            None => Ok(text),
+            Some(at) => Err(Box::new(
+                Diagnostic::new(Code::Encoding, "a NUL byte in the file")
+                    .at(text.label(at..at + 1, "here"))
+                    .expected("text")
+                    .help("the file is damaged, or was cut while it was written: write it again"),
+            )),
+        }
+    }
+
+    fn of(name: Arc<str>, text: String, base: usize) -> Text {
+        let newlines = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        let line_starts = std::iter::once(0)
+            .chain(newlines.map(|(at, _)| at + 1))
+            .collect();
+        Text {
+            name,
+            text,
+            base,
+            line_starts,
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    pub fn slice(&self, span: Range<usize>) -> &str {
+        self.text.get(span).unwrap_or_default()
+    }
+
+    /// The line of a byte, from 1.
+    pub fn line(&self, at: usize) -> u32 {
+        let line = self.line_starts.partition_point(|start| *start <= at);
+        u32::try_from(line).unwrap_or(u32::MAX)
+    }
+
+    /// The place of a span, shown up to the end of its first line.
+    pub fn location(&self, span: Range<usize>) -> Location {
+        let start = self.boundary(span.start);
+        let line = self.line(start);
+        let line_start = self
+            .line_starts
+            .get((line as usize).saturating_sub(1))
+            .copied()
+            .unwrap_or_default();
+        let line_text = self
+            .text
+            .get(line_start..)
+            .unwrap_or_default()
+            .split('\n')
+            .next()
+            .unwrap_or_default();
+        let line_text = line_text.strip_suffix('\r').unwrap_or(line_text);
+        let line_end = line_start + line_text.len();
+        let end = self.boundary(span.end).min(line_end).max(start);
+        let column = self.slice(line_start..start).chars().count() + 1;
+        let (from, to) = if line_text.len() <= LONGEST_EXCERPT {
+            (line_start, line_end)
+        } else {
+            let from = self.boundary(start.saturating_sub(EXCERPT_LEAD).max(line_start));
+            (from, self.boundary((from + LONGEST_EXCERPT).min(line_end)))
+        };
+        Location {
+            file: self.name.to_string(),
+            line,
+            column: u32::try_from(column).unwrap_or(u32::MAX),
+            start: start + self.base,
+            end: end + self.base,
+            label: String::new(),
+            excerpt: Some(Excerpt {
+                text: self.slice(from..to.max(from)).to_owned(),
+                offset: from + self.base,
+            }),
+        }
+    }
+
+    pub fn label(&self, span: Range<usize>, label: impl Into<String>) -> Location {
+        Location {
+            label: label.into(),
+            ..self.location(span)
+        }
+    }
+
+    /// Replaces `span`.
+    pub fn patch(&self, span: Range<usize>, text: impl Into<String>) -> Patch {
+        Patch {
+            start: span.start + self.base,
+            end: span.end + self.base,
+            text: text.into(),
+        }
+    }
+
+    pub fn fix(
+        &self,
+        message: impl Into<String>,
+        span: Range<usize>,
+        text: impl Into<String>,
+    ) -> Help {
+        Help {
+            message: message.into(),
+            patches: vec![self.patch(span, text)],
+        }
+    }
+
+    /// The nearest place at or before `at` where a character begins.
+    fn boundary(&self, at: usize) -> usize {
+        let mut at = at.min(self.text.len());
+        while !self.text.is_char_boundary(at) {
+            at -= 1;
+        }
+        at
+    }
+}
+
+/// Parses as much as can be understood. What comes with findings lacks parts of the file.
+pub fn parse(text: &Text) -> (DeTable<'_>, Vec<Diagnostic>) {
+    let (root, errors) = DeTable::parse_recoverable(text.as_str());
+    let mut findings: Vec<Diagnostic> = Vec::new();
+    let mut last_line = 0;
+    let mut errors: Vec<_> = errors
+        .iter()
+        .map(|error| (error.span().unwrap_or_default(), error.message()))
+        .collect();
+    errors.sort_by_key(|(span, _)| span.start);
+    for (span, message) in errors {
+        let line = text.line(span.start);
+        // One slip makes several errors on its line; the first one says it.
+        if line == last_line {
+            continue;
+        }
+        last_line = line;
+        findings.push(describe(text, span, message));
+        if findings.len() > super::MOST_DIAGNOSTICS {
+            break;
+        }
+    }
+    (root.into_inner(), findings)
+}
+
+fn describe(text: &Text, span: Range<usize>, message: &str) -> Diagnostic {
+    if message.contains("recurs") {
+        return Diagnostic::new(Code::TooDeep, "nested too deeply")
+            .at(text.label(span, "here"))
+            .expected("at most 80 levels");
+    }
+    if message.starts_with("duplicate key") {
+        let key = text.slice(span.clone());
+        let diagnostic = Diagnostic::new(Code::DuplicateKey, format!("`{key}` is set twice"))
+            .at(text.label(span.clone(), "set again here"))
+            .help("keep one of the two");
+        return match first_of(text, key, span.start) {
+            Some(first) => diagnostic.related(text.label(first, "first set here")),
+            None => diagnostic,
+        };
+    }
+    let (what, expected) = match message.split_once(", expected ") {
+        Some((what, expected)) => (what, Some(expected)),
+        None => (message, None),
+    };
+    let mut diagnostic = Diagnostic::new(Code::Syntax, what).at(text.location(span.clone()));
+    if what.starts_with("string values must be quoted") && !span.is_empty() {
+        let word = text.slice(span.clone());
+        if !word.contains(['"', '\\', '\n']) {
+            diagnostic.help = Some(text.fix("quote it", span, format!("\"{word}\"")));
+        }
+    } else if let Some(expected) = expected {
+        diagnostic = diagnostic.expected(expected);
+    }
+    diagnostic
+}
+
+/// Where `key` was set before: the nearest line above that sets it or opens its table.
+fn first_of(text: &Text, key: &str, before: usize) -> Option<Range<usize>> {
+    let mut end = text.text.get(..before)?.rfind('\n')?;
+    loop {
+        let start = text.text.get(..end)?.rfind('\n').map_or(0, |at| at + 1);
+        let line = text.text.get(start..end)?;
+        let lead = line.len() - line.trim_start_matches([' ', '\t', '[']).len();
+        if let Some(rest) = line.get(lead..).and_then(|line| line.strip_prefix(key))
+            && rest.trim_start().starts_with(['=', ']'])
+        {
+            return Some(start + lead..start + lead + key.len());
+        }
+        end = start.checked_sub(1)?;
+    }
+}
+
+fn not_utf8(name: Arc<str>, error: std::string::FromUtf8Error, base: usize) -> Diagnostic {
+    let at = error.utf8_error().valid_up_to();
+    let bytes = error.into_bytes();
+    let byte = bytes.get(at).copied().unwrap_or_default();
+    let lossy = String::from_utf8_lossy(bytes.get(base..).unwrap_or_default());
+    let text = Text::of(name, lossy.into_owned(), base);
+    let at = at.saturating_sub(base);
+    // One replacement character, three bytes, stands for what is no text.
+    Diagnostic::new(
+        Code::Encoding,
+        format!("the file is not UTF-8: byte 0x{byte:02x} is no text"),
+    )
+    .at(text.label(at..at + 3, "not UTF-8"))
+    .expected("UTF-8")
+    .help("save the file as UTF-8")
+}
+
+/// The name of an encoding that is not UTF-8, when the first bytes give it away.
+fn other_encoding(bytes: &[u8]) -> Option<Cow<'static, str>> {
+    match bytes {
+        [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => Some("UTF-32".into()),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("UTF-16".into()),
+        [first, 0, second, 0, ..] | [0, first, 0, second, ..] if *first != 0 && *second != 0 => {
+            Some("UTF-16 without a byte order mark".into())
+        }
+        _ => None,
+    }
+}

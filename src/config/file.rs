@@ -1,0 +1,179 @@
+//! The file, exactly as it is written. The documentation of a field is the manual: it goes into the schema, and from
+//! there into editors and diagnostics.
+//!
+//! A key is added here, in `resolve`, and where it is used; tests say what was forgotten. Every leaf states what a
+//! change of it costs (`x-edgevpn-reload`, see [`Class`](super::Class)) and its range (`range`, or
+//! `x-edgevpn-minimum` and `x-edgevpn-maximum` for quantities with a unit).
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    names::{ListenAddress, PeerAddress, PeerName, PeerOrNetwork, PublicAddress},
+    units::Span,
+};
+use std::time::Duration;
+
+mod access;
+mod operation;
+mod relay;
+
+pub use access::{
+    AccessFile, ActionFile, AudienceFile, ListFile, ModeFile, OperationFile, TestFile,
+};
+pub use operation::{ApiFile, LimitsFile, LogFile, ReloadFile};
+pub use relay::{OnShrinkFile, RelayFile, ResourcesFile};
+
+/// An edgevpn node. Sections and keys may be left out; what is there must be known. Durations, sizes, rates and
+/// bandwidths are strings with a unit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Version of this format. Mandatory, so that a truncated or empty file is never a valid one.
+    ///
+    /// Example: `version = 1`.
+    #[schemars(range(min = 1, max = 1), extend("x-edgevpn-reload" = "restart"))]
+    pub version: u32,
+
+    /// Who this node is and where it keeps its state.
+    #[serde(default)]
+    pub node: NodeFile,
+
+    /// Connections: where to listen, what to tell others, whom to keep away.
+    #[serde(default)]
+    pub transport: TransportFile,
+
+    /// Peers that are always dialled and kept. One `[[peer]]` table each; an id appears once.
+    #[serde(default)]
+    #[schemars(length(max = 10000))]
+    pub peer: Vec<PeerFile>,
+
+    /// Circuit relay v2: carrying connections between peers that cannot reach each other.
+    #[serde(default)]
+    pub relay: RelayFile,
+
+    /// Who may use this node as a relay. A deny entry wins over everything, then an allow entry admits, then
+    /// `reserve` or `connect` decides.
+    #[serde(default)]
+    pub acl: AccessFile,
+
+    /// What this node spends on connections.
+    #[serde(default)]
+    pub limits: LimitsFile,
+
+    /// How this node is asked: by the commands `status`, `reload` and `plan`, and by Prometheus.
+    #[serde(default)]
+    pub api: ApiFile,
+
+    /// What is logged, and how.
+    #[serde(default)]
+    pub log: LogFile,
+
+    /// How changes of this file are noticed and applied.
+    #[serde(default)]
+    pub reload: ReloadFile,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeFile {
+    /// Name of this node in logs and in `status`. Empty: the host name. It says nothing to other peers.
+    ///
+    /// Example: `name = "edge-7"`.
+    #[schemars(length(max = 253), extend("x-edgevpn-reload" = "live"))]
+    pub name: String,
+
+    /// Directory for the key and for what this node remembers; created with mode 0700. A relative path starts at
+    /// the directory of this file. Empty: `$STATE_DIRECTORY` (set by systemd), else `/var/lib/edgevpn` for root, else
+    /// `$XDG_STATE_HOME/edgevpn`, else `$HOME/.local/state/edgevpn`.
+    ///
+    /// Example: `state_dir = "/var/lib/edgevpn"`.
+    #[schemars(length(max = 4096), pattern("^[^\\u0000]*$"), extend("x-edgevpn-reload" = "restart"))]
+    pub state_dir: String,
+
+    /// Private key of this node: Ed25519, in the protobuf form of libp2p. A relative path starts at `state_dir`. It is
+    /// made on the first run with mode 0600; a key that others can read is refused. The peer id follows from it.
+    ///
+    /// Example: `key_file = "/etc/edgevpn/node.key"`.
+    #[schemars(length(min = 1, max = 4096), pattern("^[^\\u0000]*$"), extend("x-edgevpn-reload" = "restart"))]
+    pub key_file: String,
+}
+
+impl Default for NodeFile {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            state_dir: String::new(),
+            key_file: "node.key".to_owned(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TransportFile {
+    /// Addresses to listen on: `/ip4` or `/ip6`, then `/tcp/PORT`, `/tcp/PORT/ws` (WebSocket) or `/udp/PORT/quic-v1`.
+    /// Port 0 lets the system choose. Empty: this node is not reachable. A change binds new addresses before it
+    /// leaves old ones; connections stay.
+    ///
+    /// Example: `listen = ["/ip4/0.0.0.0/tcp/4501", "/ip4/0.0.0.0/udp/4501/quic-v1"]`.
+    #[schemars(length(max = 64), extend("x-edgevpn-reload" = "rebind", "uniqueItems" = true))]
+    pub listen: Vec<ListenAddress>,
+
+    /// Addresses under which others reach this node, if they differ from those it listens on: behind a port
+    /// forwarding or a load balancer, or by name. They go into `identify` and into every reservation. Empty: learnt.
+    ///
+    /// Example: `announce = ["/dns4/hub.example.org/tcp/4501"]`.
+    #[schemars(length(max = 64), extend("x-edgevpn-reload" = "live"))]
+    pub announce: Vec<PublicAddress>,
+
+    /// How long an outgoing connection may take until it is secured and multiplexed.
+    ///
+    /// Example: `dial_timeout = "5s"`.
+    #[schemars(extend("x-edgevpn-reload" = "live", "x-edgevpn-minimum" = "1s", "x-edgevpn-maximum" = "5m"))]
+    pub dial_timeout: Span,
+
+    /// Peer ids, IP addresses and CIDRs that are neither dialled nor accepted, at connection level; existing
+    /// connections of a newly blocked peer are closed. To keep a peer from relaying only, see `acl.deny`.
+    ///
+    /// Example: `block = ["203.0.113.0/24"]`.
+    #[schemars(length(max = 100000), extend("x-edgevpn-reload" = "live"))]
+    pub block: Vec<PeerOrNetwork>,
+}
+
+impl Default for TransportFile {
+    fn default() -> Self {
+        let listen = [
+            "/ip4/0.0.0.0/tcp/0",
+            "/ip4/0.0.0.0/udp/0/quic-v1",
+            "/ip6/::/tcp/0",
+            "/ip6/::/udp/0/quic-v1",
+        ];
+        Self {
+            listen: listen
+                .iter()
+                .filter_map(|address| address.parse().ok())
+                .collect(),
+            announce: Vec::new(),
+            dial_timeout: Span(Duration::from_secs(15)),
+            block: Vec::new(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PeerFile {
+    /// Peer id, in base58 or as a CIDv1.
+    ///
+    /// Example: `id = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"`.
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
+    pub id: PeerName,
+
+    /// Addresses to dial it at, in any order; each may end in `/p2p/<id>` of this very peer. A circuit through a
+    /// relay is an address too: `/dns4/hub.example.org/tcp/4501/p2p/<relay>/p2p-circuit`.
+    ///
+    /// Example: `addresses = ["/dns4/hub.example.org/tcp/4501"]`.
+    #[schemars(length(min = 1, max = 64), extend("x-edgevpn-reload" = "live"))]
+    pub addresses: Vec<PeerAddress>,
+}
