@@ -21,7 +21,7 @@ use crate::{
 use futures::{FutureExt, future::BoxFuture};
 use libp2p::{
     Multiaddr, PeerId,
-    core::{Endpoint, transport::PortUse},
+    core::{ConnectedPoint, Endpoint, transport::PortUse},
     identity::Keypair,
     multiaddr::Protocol,
     swarm::{
@@ -259,7 +259,13 @@ impl Behaviour {
         }
     }
 
-    fn handle_request(&mut self, link: Link, key: ConnectionKey, request: Request, answer: Answer) {
+    fn handle_request(
+        &mut self,
+        link: Link,
+        key: ConnectionKey,
+        request: Request,
+        answer: Box<Answer>,
+    ) {
         let now = Instant::now();
         self.adopt(now);
         let (operation, refusal) = match request {
@@ -316,7 +322,7 @@ impl Behaviour {
         circuit: CircuitId,
         source: Link,
         destination: Option<Link>,
-        answer: Answer,
+        answer: Box<Answer>,
         limit: Option<proto::Limit>,
     ) {
         let (reply, stop) = oneshot::channel();
@@ -405,7 +411,7 @@ impl Behaviour {
         self.links.insert(key, link);
         let connections = self.peers.entry(link.peer).or_default();
         connections.push(link.connection);
-        let address = reached_from(event.endpoint.get_remote_address());
+        let address = reached_from(event.endpoint);
         self.admission.connected(link.peer, key, address);
     }
 
@@ -594,17 +600,17 @@ fn limit(limits: CircuitLimits) -> Option<proto::Limit> {
 
 /// The address that counts for caps and rules; `None` for a connection through another relay. A peer that this node
 /// dialled by name has none that is known here and counts as 0.0.0.0.
-fn reached_from(remote: &Multiaddr) -> Option<IpAddr> {
-    let mut address = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    for protocol in remote.iter() {
-        match protocol {
-            Protocol::Ip4(ip) => address = ip.into(),
-            Protocol::Ip6(ip) => address = ip.into(),
-            Protocol::P2pCircuit => return None,
-            _ => {}
-        }
+fn reached_from(endpoint: &ConnectedPoint) -> Option<IpAddr> {
+    if endpoint.is_relayed() {
+        return None;
     }
-    Some(address)
+    let address = endpoint.get_remote_address();
+    let address = address.iter().find_map(|protocol| match protocol {
+        Protocol::Ip4(ip) => Some(ip.into()),
+        Protocol::Ip6(ip) => Some(ip.into()),
+        _ => None,
+    });
+    address.or(Some(Ipv4Addr::UNSPECIFIED.into()))
 }
 
 /// Seconds of unix time, rounded down: a reservation is never promised for longer than it is held.

@@ -30,7 +30,7 @@ pub struct Opening {
     pub circuit: CircuitId,
     pub source: PeerId,
     /// The source's hop stream.
-    pub answer: Answer,
+    pub answer: Box<Answer>,
     /// The destination's stop stream, once its connection has opened it.
     pub stop: oneshot::Receiver<Stream>,
     /// What both ends are told.

@@ -1,6 +1,7 @@
 //! One connection's part of the relay: hears requests on hop streams, sends the answers, opens stop streams.
 //!
 //! It decides nothing. A request goes to the behaviour together with the means to answer it.
+#![allow(clippy::disallowed_methods, reason = "starts the time of requests")]
 
 use super::{
     offer::{Offer, Turn},
@@ -70,7 +71,7 @@ pub struct Common {
 /// From the behaviour.
 pub enum Order {
     /// Send this frame and close the stream.
-    Answer(Answer, Vec<u8>),
+    Answer(Box<Answer>, Vec<u8>),
     /// Open a stop stream. Dropping the sender says that it failed.
     OpenStop(oneshot::Sender<Stream>),
     /// Keep the connection open although nothing runs on it, or no longer.
@@ -82,7 +83,8 @@ pub enum Order {
 /// To the behaviour.
 #[derive(Debug)]
 pub enum Event {
-    Asked(Request, Answer),
+    /// Boxed, for every connection keeps room for a few events.
+    Asked(Request, Box<Answer>),
     /// So many requests did not become one.
     Faulty(Fault, u32),
 }
@@ -292,7 +294,7 @@ async fn hear(mut stream: Stream, place: Place, timeouts: Timeouts) -> Option<Ev
         }
     };
     match request {
-        Ok(request) => Some(Event::Asked(request, answer(stream, place))),
+        Ok(request) => Some(Event::Asked(request, Box::new(answer(stream, place)))),
         Err(bad) => {
             let frame = proto::status_frame(bad.status(), None);
             let _ = answer(stream, place).refuse(frame).await;

@@ -34,6 +34,9 @@ use tokio::{
 /// How long a test waits for what it expects before it says so.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// No test lasts so long that an idle connection is closed.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// What peers say over a circuit or a direct connection in these tests.
 pub const TALK: StreamProtocol = StreamProtocol::new("/test/talk");
 
@@ -140,10 +143,23 @@ impl RelayUnderTest {
     }
 
     pub async fn with_timeouts(timeouts: relay::Timeouts, change: impl FnOnce(&mut Setup)) -> Self {
+        Self::launch(timeouts, IDLE, change).await
+    }
+
+    /// One that closes connections on which nothing runs.
+    pub async fn idle_after(idle: Duration, change: impl FnOnce(&mut Setup)) -> Self {
+        Self::launch(relay::Timeouts::default(), idle, change).await
+    }
+
+    async fn launch(
+        timeouts: relay::Timeouts,
+        idle: Duration,
+        change: impl FnOnce(&mut Setup),
+    ) -> Self {
         let mut setup = Setup::default();
         change(&mut setup);
         let (live, receiver) = watch::channel(setup.snapshot(1));
-        let mut swarm = swarm(Keypair::generate_ed25519(), |key, client| RelayBehaviour {
+        let mut swarm = swarm(idle, |key, client| RelayBehaviour {
             relay: relay::Behaviour::with_timeouts(key.clone(), receiver, timeouts),
             identify: identify_behaviour(key),
             client,
@@ -192,6 +208,37 @@ impl RelayUnderTest {
             _ => None,
         })
         .await
+    }
+
+    /// Waits for the end of a reservation.
+    pub async fn reservation_end(&mut self) {
+        self.event(|event| match event {
+            relay::Event::ReservationEnded { .. } => Some(()),
+            _ => None,
+        })
+        .await;
+    }
+
+    /// Waits until a connection of `peer` is closed and `remaining` are not.
+    pub async fn connection_closed(&mut self, peer: PeerId, remaining: u32) {
+        self.swarm
+            .event(|event| match event {
+                SwarmEvent::ConnectionClosed {
+                    peer_id,
+                    num_established,
+                    ..
+                } if *peer_id == peer && *num_established == remaining => Some(()),
+                _ => None,
+            })
+            .await;
+    }
+
+    /// Makes this relay reachable through another one.
+    pub async fn listen_through(&self, other: &RelayUnderTest) {
+        let address = other.address().with(Protocol::P2pCircuit);
+        let listened = self.with(|swarm| swarm.listen_on(address)).await;
+        listened.expect("a relay address");
+        other.until(|report| report.reservations == 1).await;
     }
 
     pub async fn report(&self) -> Report {
@@ -247,6 +294,11 @@ impl Client {
         Self::new(&[proto::STOP, TALK], false)
     }
 
+    /// Speaks hop by hand and understands no stop.
+    pub fn deaf() -> Self {
+        Self::new(&[TALK], false)
+    }
+
     /// Leaves the relay's protocols to rust-libp2p.
     pub fn upstream() -> Self {
         Self::new(&[TALK], true)
@@ -254,7 +306,7 @@ impl Client {
 
     fn new(accepts: &[StreamProtocol], upstream: bool) -> Self {
         let (plain, accepted) = plain::Behaviour::new(accepts);
-        let swarm = swarm(Keypair::generate_ed25519(), |key, client| ClientBehaviour {
+        let swarm = swarm(IDLE, |key, client| ClientBehaviour {
             plain,
             identify: identify_behaviour(key),
             relay: upstream.then_some(client).into(),
@@ -323,6 +375,24 @@ impl Client {
         .await;
     }
 
+    /// Waits until the relay says that it speaks `protocol`, or no longer.
+    pub async fn announced(&mut self, protocol: StreamProtocol, expected: bool) {
+        self.event(|event| match event {
+            SwarmEvent::Behaviour(ClientBehaviourEvent::Identify(identify::Event::Received {
+                info,
+                ..
+            })) if info.protocols.contains(&protocol) == expected => Some(()),
+            _ => None,
+        })
+        .await;
+    }
+
+    /// Closes all connections to `peer`.
+    pub async fn leave(&self, peer: PeerId) {
+        let gone = self.swarm.call(move |swarm| swarm.disconnect_peer_id(peer));
+        gone.await.expect("was connected");
+    }
+
     pub async fn close(&self, connection: ConnectionId) {
         self.swarm
             .call(move |swarm| swarm.close_connection(connection))
@@ -344,8 +414,8 @@ impl Client {
     }
 
     /// Listens through the relay, with rust-libp2p's client. The text is its reason for having failed.
-    pub async fn listen_through(&mut self, relay: &RelayUnderTest) -> Result<(), String> {
-        let address = relay.address().with(Protocol::P2pCircuit);
+    pub async fn listen_through(&mut self, relay: &Multiaddr) -> Result<(), String> {
+        let address = relay.clone().with(Protocol::P2pCircuit);
         let listener = self
             .swarm
             .call(|swarm| swarm.listen_on(address))
@@ -368,11 +438,11 @@ impl Client {
     /// Opens a circuit with rust-libp2p's client, and a connection over it.
     pub async fn dial_through(
         &mut self,
-        relay: &RelayUnderTest,
+        relay: &Multiaddr,
         destination: PeerId,
     ) -> Result<ConnectionId, String> {
         let address = relay
-            .address()
+            .clone()
             .with(Protocol::P2pCircuit)
             .with(Protocol::P2p(destination));
         self.dial(&address).await
@@ -561,10 +631,10 @@ impl<B: NetworkBehaviour> Drop for Running<B> {
 }
 
 fn swarm<B: NetworkBehaviour>(
-    key: Keypair,
+    idle: Duration,
     behaviour: impl FnOnce(&Keypair, libp2p::relay::client::Behaviour) -> B,
 ) -> Swarm<B> {
-    SwarmBuilder::with_existing_identity(key)
+    SwarmBuilder::with_new_identity()
         .with_tokio()
         .with_tcp(
             tcp::Config::default().nodelay(true),
@@ -577,7 +647,7 @@ fn swarm<B: NetworkBehaviour>(
         .expect("noise")
         .with_behaviour(|key, client| behaviour(key, client))
         .expect("no error to have")
-        .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(60)))
+        .with_swarm_config(|config| config.with_idle_connection_timeout(idle))
         .build()
 }
 
