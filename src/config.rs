@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -309,6 +309,16 @@ impl Keys {
             .values()
             .filter(|effective| matches!(effective.origin, Origin::File { .. }))
             .count()
+    }
+}
+
+impl Block {
+    /// Whether one of the networks holds `address`; an IPv4-mapped IPv6 address counts as IPv4.
+    pub fn holds_address(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.networks
+            .iter()
+            .any(|network| network.contains(&address))
     }
 }
 

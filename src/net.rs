@@ -1,3 +1,43 @@
-//! What the rest of the program may ask of the network.
+//! What the rest of the program may ask of the network: a handle to the one task that drives the swarm.
 
+use std::{net::IpAddr, sync::Arc};
+
+use futures::{StreamExt, stream::BoxStream};
+use libp2p::{Multiaddr, multiaddr::Protocol};
+use tokio::sync::watch;
+
+use crate::config::Snapshot;
+
+mod behaviour;
+mod driver;
+mod gate;
+pub mod identity;
+mod peers;
 pub mod relay;
+mod transport;
+
+pub use driver::{Handle, ListenError, NetReport, StartError, start};
+
+/// Ready once at first and then once for each new snapshot; several at once count as one.
+pub(crate) type Changes = BoxStream<'static, ()>;
+
+pub(crate) fn changes(mut live: watch::Receiver<Arc<Snapshot>>) -> Changes {
+    live.mark_changed();
+    futures::stream::unfold(live, async |mut live| {
+        live.changed().await.ok()?;
+        Some(((), live))
+    })
+    .boxed()
+}
+
+/// The address bytes come from. Behind a circuit that is unknown: the address names the relay.
+pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    if address.iter().any(|part| part == Protocol::P2pCircuit) {
+        return None;
+    }
+    match address.iter().next()? {
+        Protocol::Ip4(ip) => Some(ip.into()),
+        Protocol::Ip6(ip) => Some(IpAddr::from(ip).to_canonical()),
+        _ => None,
+    }
+}

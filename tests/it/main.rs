@@ -1,5 +1,7 @@
 //! One binary for all integration tests: one link, shared harnesses.
 
+#![allow(clippy::disallowed_methods, reason = "tests are the edge")]
+
 mod support;
 
 mod admission;

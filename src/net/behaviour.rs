@@ -1,0 +1,67 @@
+//! What the node speaks: the relay service and what every libp2p node needs beside it.
+
+use std::sync::Arc;
+
+use libp2p::{
+    connection_limits::{self, ConnectionLimits},
+    identify,
+    identity::Keypair,
+    ping, relay,
+    swarm::NetworkBehaviour,
+};
+use tokio::sync::watch;
+
+use super::{gate, peers};
+use crate::config::{Limits, Snapshot};
+
+/// What identify tells others this program is.
+const AGENT: &str = concat!("edgevpn/", env!("CARGO_PKG_VERSION"));
+
+/// The version string of the public libp2p network; peers show it and decide nothing by it.
+const PROTOCOL_VERSION: &str = "ipfs/0.1.0";
+
+/// The order is the order of questions: who may connect comes first, so that nothing else keeps state of a refused
+/// connection.
+#[derive(NetworkBehaviour)]
+pub struct Behaviour {
+    pub gate: gate::Behaviour,
+    pub limits: connection_limits::Behaviour,
+    pub identify: identify::Behaviour,
+    pub ping: ping::Behaviour,
+    pub relay: super::relay::Behaviour,
+    pub relay_client: relay::client::Behaviour,
+    pub peers: peers::Behaviour,
+}
+
+impl Behaviour {
+    pub fn new(
+        keypair: &Keypair,
+        relay_client: relay::client::Behaviour,
+        live: watch::Receiver<Arc<Snapshot>>,
+    ) -> Self {
+        let identify =
+            identify::Config::new_with_signed_peer_record(PROTOCOL_VERSION.to_owned(), keypair)
+                .with_agent_version(AGENT.to_owned())
+                .with_push_listen_addr_updates(true);
+        let limits =
+            connection_limits::Behaviour::new(connection_limits(&live.borrow().config.limits));
+        Self {
+            gate: gate::Behaviour::new(live.clone()),
+            limits,
+            identify: identify::Behaviour::new(identify),
+            ping: ping::Behaviour::default(),
+            relay: super::relay::Behaviour::new(keypair.clone(), live.clone()),
+            relay_client,
+            peers: peers::Behaviour::new(live),
+        }
+    }
+}
+
+/// `[limits]` as the library counts them. Lowering one closes nothing: it admits nobody until the load fits.
+pub fn connection_limits(limits: &Limits) -> ConnectionLimits {
+    ConnectionLimits::default()
+        .with_max_established(Some(limits.connections))
+        .with_max_established_per_peer(Some(limits.connections_per_peer))
+        .with_max_pending_incoming(Some(limits.pending))
+        .with_max_pending_outgoing(Some(limits.pending))
+}
