@@ -13,6 +13,7 @@ use std::{
 };
 use tracing_subscriber::{
     EnvFilter, Registry,
+    fmt::MakeWriter,
     layer::SubscriberExt,
     reload::{self, Handle},
     util::SubscriberInitExt,
@@ -55,34 +56,34 @@ impl Log {
     /// Starts logging to standard error at `info`, in the format that suits it, until a configuration says otherwise.
     /// Once a process.
     pub fn install() -> Result<Log, LogError> {
-        let (log, layers) = Log::layers(Format::suited_to_stderr());
+        let (log, layers) = Log::layers(Format::suited_to_stderr(), io::stderr);
         layers.try_init().map_err(|_| LogError::AlreadyInstalled)?;
         Ok(log)
     }
 
     /// A log that changes like the real one but writes nowhere: for nodes inside tests, of which a process has many.
     pub fn detached() -> Log {
-        Log::layers(Format::Text).0
+        Log::layers(Format::Text, io::sink).0
     }
 
-    fn layers(format: Format) -> (Log, impl tracing::Subscriber + Send + Sync) {
+    fn layers<W>(format: Format, writer: W) -> (Log, impl tracing::Subscriber + Send + Sync)
+    where
+        W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+    {
         let (filter, handle) = reload::Layer::new(EnvFilter::new("info"));
         let format = Arc::new(line::Current::new(format));
+        let colour = colour_wanted(io::stderr().is_terminal());
         let lines = tracing_subscriber::fmt::layer()
-            .with_writer(io::stderr)
-            .with_ansi(false) // `Line` colours by itself; the field formatter must not, its text also ends up in JSON
-            .event_format(Line::new(
-                format.clone(),
-                colour_wanted(io::stderr().is_terminal()),
-            ));
+            .with_writer(writer)
+            // `Line` colours by itself. The field formatter must not: what it writes also ends up in JSON.
+            .with_ansi(false)
+            .event_format(Line::new(format.clone(), colour));
         let layers = tracing_subscriber::registry().with(filter).with(lines);
-        (
-            Log {
-                filter: handle,
-                format,
-            },
-            layers,
-        )
+        let log = Log {
+            filter: handle,
+            format,
+        };
+        (log, layers)
     }
 
     /// Checks a `[log]` section. Nothing changes yet.
@@ -126,4 +127,136 @@ impl Format {
 )]
 pub fn colour_wanted(terminal: bool) -> bool {
     terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{io::Write, sync::Mutex};
+
+    /// A writer that a test can read.
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Page {
+        fn take(&self) -> String {
+            let bytes = std::mem::take(&mut *self.0.lock().unwrap());
+            String::from_utf8(bytes).unwrap()
+        }
+    }
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Runs `body` with a log of its own that begins as text.
+    fn logged(body: impl FnOnce(&Log, &Page)) {
+        let page = Page::default();
+        let writer = page.clone();
+        let (log, layers) = Log::layers(Format::Text, move || writer.clone());
+        tracing::subscriber::with_default(layers, || body(&log, &page));
+    }
+
+    fn section(level: &str, format: config::LogFormat) -> config::Log {
+        config::Log {
+            level: level.into(),
+            format,
+        }
+    }
+
+    #[test]
+    fn a_line_of_text_is_time_level_message_and_fields() {
+        logged(|_, page| {
+            tracing::info!(generation = 13, took = "11 ms", keys = "", "config applied");
+            let line = page.take();
+            let (_, rest) = line.split_once(' ').unwrap();
+            assert_eq!(
+                rest,
+                " INFO config applied generation=13 took=\"11 ms\" keys=\"\"\n"
+            );
+        });
+    }
+
+    #[test]
+    fn what_a_peer_sends_cannot_write_to_the_terminal() {
+        logged(|_, page| {
+            let agent = "kubo\n\x1b[2J";
+            tracing::info!(agent, quoted = %agent, "{agent}");
+            let line = page.take();
+            assert_eq!(line.matches('\n').count(), 1, "{line:?}");
+            assert!(!line.contains('\x1b'), "{line:?}");
+        });
+    }
+
+    #[test]
+    fn a_line_of_json_is_one_object_and_no_field_shadows_another() {
+        logged(|log, page| {
+            log.commit(
+                log.prepare(&section("info", config::LogFormat::Json))
+                    .unwrap(),
+            );
+            tracing::warn!(
+                level = "mine",
+                errors = 2,
+                ok = false,
+                "config \"rejected\"\n"
+            );
+            let line = page.take();
+            let read: serde_json::Value = serde_json::from_str(line.trim_end()).unwrap();
+            assert_eq!(read["level"], "WARN");
+            assert_eq!(read["field.level"], "mine");
+            assert_eq!(read["errors"], 2);
+            assert_eq!(read["ok"], false);
+            assert_eq!(read["message"], "config \"rejected\"\n");
+        });
+    }
+
+    #[test]
+    fn the_format_changes_while_a_span_is_open() {
+        logged(|log, page| {
+            let span = tracing::info_span!("reload", trigger = "watch").entered();
+            tracing::info!("before");
+            log.commit(
+                log.prepare(&section("info", config::LogFormat::Json))
+                    .unwrap(),
+            );
+            tracing::info!("after");
+            drop(span);
+            let text = page.take();
+            let (before, after) = text.split_once('\n').unwrap();
+            assert!(before.contains("before in reload{trigger="), "{before}");
+            let after: serde_json::Value = serde_json::from_str(after).unwrap();
+            assert_eq!(after["spans"][0], "reload{trigger=\"watch\"}");
+        });
+    }
+
+    #[test]
+    fn the_level_follows_the_section_from_commit_on() {
+        logged(|log, page| {
+            let prepared = log
+                .prepare(&section("warn", config::LogFormat::Text))
+                .unwrap();
+            tracing::info!("still");
+            log.commit(prepared);
+            tracing::info!("silent");
+            tracing::warn!("loud");
+            let text = page.take();
+            assert!(text.contains("still") && text.contains("loud"), "{text}");
+            assert!(!text.contains("silent"), "{text}");
+        });
+    }
+
+    #[test]
+    fn directives_that_are_none_are_named() {
+        let wrong = Log::detached().prepare(&section("info,x=nonsense", config::LogFormat::Text));
+        let error = wrong.unwrap_err().to_string();
+        assert!(error.contains("\"info,x=nonsense\""), "{error}");
+    }
 }
