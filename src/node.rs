@@ -35,8 +35,8 @@ pub struct Node {
     publish: watch::Sender<Arc<Snapshot>>,
     net: net::Handle,
     listeners: Vec<Multiaddr>,
-    api: Option<api::Handle>,
-    metrics: Option<api::Handle>,
+    api: Served,
+    metrics: Served,
     requests: mpsc::Sender<api::Request>,
     log: Log,
     /// The key file, if this start has made it.
@@ -83,6 +83,25 @@ enum Rebind<B> {
     Start(B),
 }
 
+/// A server, and the one before while it still answers: the reload that moves a socket was asked for through the old one.
+#[derive(Default)]
+struct Served {
+    server: Option<api::Handle>,
+    retiring: Option<task::Task>,
+}
+
+impl Served {
+    fn replace(&mut self, rebind: Rebind<api::Bound>, requests: &mpsc::Sender<api::Request>) {
+        let successor = match rebind {
+            Rebind::Keep => return,
+            Rebind::Stop => None,
+            Rebind::Start(bound) => Some(bound.serve(requests.clone())),
+        };
+        let old = std::mem::replace(&mut self.server, successor);
+        self.retiring = old.map(|old| task::spawn("api, retiring", old.stop()));
+    }
+}
+
 /// New listeners, closed again unless they are committed.
 struct Opened {
     net: net::Handle,
@@ -114,8 +133,8 @@ impl Node {
             net: net::start(&identity.keypair, live)?,
             publish,
             listeners: Vec::new(),
-            api: None,
-            metrics: None,
+            api: Served::default(),
+            metrics: Served::default(),
             requests,
             log,
             new_key: identity.new.then(|| config.node.key_file.clone()),
@@ -218,8 +237,8 @@ impl Node {
             .retain(|listener| !closing.contains(listener));
         self.listeners.append(&mut opened.listeners);
         self.net.close(closing);
-        replace(&mut self.api, api, &self.requests);
-        replace(&mut self.metrics, metrics, &self.requests);
+        self.api.replace(api, &self.requests);
+        self.metrics.replace(metrics, &self.requests);
         Committed {
             generation,
             net: self.net.clone(),
@@ -292,8 +311,10 @@ impl Node {
             let circuits = self.net.report().await.relay.circuits;
             tracing::warn!(circuits, patience = ?patience, "circuits cut at the end of the drain time-out");
         }
-        for server in [self.api, self.metrics].into_iter().flatten() {
-            server.stop().await;
+        for served in [self.api, self.metrics] {
+            if let Some(server) = served.server {
+                server.stop().await;
+            }
         }
     }
 }
@@ -322,16 +343,4 @@ fn by_default(config: &Config) -> bool {
         .keys
         .get("transport.listen")
         .is_none_or(|listen| listen.origin == Origin::Default)
-}
-
-fn replace(
-    serving: &mut Option<api::Handle>,
-    rebind: Rebind<api::Bound>,
-    requests: &mpsc::Sender<api::Request>,
-) {
-    match rebind {
-        Rebind::Keep => {}
-        Rebind::Stop => *serving = None,
-        Rebind::Start(bound) => *serving = Some(bound.serve(requests.clone())),
-    }
 }
