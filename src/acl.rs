@@ -129,37 +129,29 @@ impl Acl {
     /// Lists the first `most` of each and counts the rest.
     pub fn difference(&self, newer: &Acl, most: usize) -> Difference {
         Difference {
-            added: newer.beyond(self, most),
-            removed: self.beyond(newer, most),
+            added: Changed::listing(newer.beyond(self), most),
+            removed: Changed::listing(self.beyond(newer), most),
         }
     }
 
-    /// Entries of `self` that `other` does not have.
-    fn beyond(&self, other: &Acl, most: usize) -> Changed {
+    /// Entries that `other` does not have, by what they say and not by where they say it.
+    pub fn beyond<'a>(&'a self, other: &'a Acl) -> impl Iterator<Item = (Action, Entry)> + 'a {
         let networks: HashSet<(Action, IpNet)> = other
             .entries
             .rows()
             .filter_map(|row| Some((other.entries.action(row)?, other.entries.network(row)?)))
             .collect();
-        let mut changed = Changed::default();
-        for (action, entry) in self.entries.iter() {
-            let known = match (action, entry.subject) {
+        self.entries
+            .iter()
+            .filter(move |(action, entry)| match (action, entry.subject) {
                 (Action::Deny, Subject::Peer(peer)) => {
-                    other.find_peer(&other.denied, &peer).is_some()
+                    other.find_peer(&other.denied, &peer).is_none()
                 }
                 (Action::Allow, Subject::Peer(peer)) => {
-                    other.find_peer(&other.allowed, &peer).is_some()
+                    other.find_peer(&other.allowed, &peer).is_none()
                 }
-                (action, Subject::Network(network)) => networks.contains(&(action, network)),
-            };
-            if !known {
-                changed.total += 1;
-                if changed.first.len() < most {
-                    changed.first.push((action, entry));
-                }
-            }
-        }
-        changed
+                (action, Subject::Network(network)) => !networks.contains(&(*action, network)),
+            })
     }
 
     fn find_peer(&self, subjects: &Subjects, peer: &PeerId) -> Option<Row> {
@@ -320,6 +312,19 @@ pub struct Changed {
     pub total: usize,
     /// The first of them, up to the bound asked for.
     pub first: Vec<(Action, Entry)>,
+}
+
+impl Changed {
+    fn listing(entries: impl Iterator<Item = (Action, Entry)>, most: usize) -> Changed {
+        let mut changed = Changed::default();
+        for entry in entries {
+            changed.total += 1;
+            if changed.first.len() < most {
+                changed.first.push(entry);
+            }
+        }
+        changed
+    }
 }
 
 #[cfg(test)]
