@@ -1,4 +1,5 @@
 //! One attempt to apply the file, and its outcome.
 
 pub mod read;
+pub mod sight;
 pub mod watcher;

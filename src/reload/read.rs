@@ -1,5 +1,6 @@
 //! Reads a configuration file and its list files: regular files only, bounded, never waiting for a writer.
 
+pub use super::sight::check;
 use crate::config::{Code, Diagnostic};
 use rustix::{
     fs::{FileType, Mode, OFlags},
@@ -29,6 +30,16 @@ pub struct Content {
     /// No directory holds the file any more (`st_nlink` is 0), though its path leads to it: the file itself is mounted there,
     /// and an editor on the other side has replaced it.
     pub orphaned: bool,
+}
+
+impl From<Vec<u8>> for Content {
+    fn from(bytes: Vec<u8>) -> Self {
+        Content {
+            hash: Hash::of(&bytes),
+            bytes,
+            orphaned: false,
+        }
+    }
 }
 
 /// SHA-256 of a content.
@@ -151,9 +162,8 @@ pub fn read(path: &Path, cap: u64) -> Result<Content, Unreadable> {
         });
     }
     Ok(Content {
-        hash: Hash::of(&bytes),
-        bytes,
         orphaned: opened.st_nlink == 0,
+        ..Content::from(bytes)
     })
 }
 

@@ -12,7 +12,7 @@ mod settle;
 use super::read::Hash;
 use crate::{
     api::WatcherReport,
-    config::{self, Watch},
+    config::{Config, Watch, units::Span},
 };
 use inotify::Events;
 use places::Places;
@@ -20,7 +20,7 @@ use poll::Comparison;
 use settle::Settle;
 use std::{
     future::poll_fn,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -52,11 +52,16 @@ pub struct Settings {
 
 impl Settings {
     /// `acl.refresh` bounds how long a change of a list may go unseen, so it shortens the interval.
-    pub fn of(reload: &config::Reload, refresh: Duration) -> Settings {
+    pub fn of(config: &Config) -> Settings {
+        let refresh = config
+            .keys
+            .get("acl.refresh")
+            .and_then(|refresh| refresh.value.as_str()?.parse().ok());
+        let Span(refresh) = refresh.unwrap_or(Span(config.reload.poll_interval));
         Settings {
-            watch: reload.watch,
-            settle: reload.settle,
-            interval: reload.poll_interval.min(refresh),
+            watch: config.reload.watch,
+            settle: config.reload.settle,
+            interval: config.reload.poll_interval.min(refresh),
         }
     }
 }
@@ -302,11 +307,6 @@ impl Watcher {
     }
 }
 
-/// The absolute form of a path, without following links: what to hand to [`Watcher::follow`].
-pub fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
 #[allow(clippy::disallowed_methods, reason = "a timer at the edge")]
 fn now() -> Instant {
     Instant::now()
@@ -320,6 +320,7 @@ mod tests {
         fs::{self, File},
         io::Write as _,
         os::unix::fs::symlink,
+        path::Path,
     };
 
     const PATIENCE: Duration = Duration::from_secs(20);
