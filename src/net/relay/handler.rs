@@ -351,7 +351,7 @@ impl Fault {
             Fault::Malformed => "malformed",
             Fault::Unexpected => "unexpected",
             Fault::Slow => "header_timeout",
-            Fault::TooMany => "too_many_requests",
+            Fault::TooMany => "busy",
             Fault::Gone => "gone",
         }
     }
