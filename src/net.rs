@@ -27,6 +27,7 @@ pub(crate) fn changes(mut live: watch::Receiver<Arc<Snapshot>>) -> Changes {
         live.changed().await.ok()?;
         Some(((), live))
     })
+    .fuse()
     .boxed()
 }
 
