@@ -9,14 +9,18 @@
 mod addresses;
 mod behaviour;
 mod circuit;
+mod event;
+mod grant;
 mod handler;
 mod lane;
+mod links;
 mod offer;
 mod pace;
 pub mod proto;
 mod terms;
 pub mod voucher;
 
-pub use behaviour::{Behaviour, Event};
+pub use behaviour::Behaviour;
 pub use circuit::End;
+pub use event::Event;
 pub use handler::{Fault, Timeouts};

@@ -4,26 +4,26 @@
 use super::{
     addresses::Addresses,
     circuit::{self, Consent, Control, End, Opening},
-    handler::{self, Answer, Common, Fault, Handler, Order, Timeouts},
+    event::Event,
+    grant,
+    handler::{self, Answer, Common, Handler, Order, Timeouts},
+    links::{self, Link, Links},
     proto::{self, Request},
     terms::Terms,
-    voucher,
 };
 use crate::{
     acl::Operation,
     config::{Config, Snapshot},
-    id::Generation,
     relay::{
-        Admission, Bytes, CircuitId, CircuitLimits, ConnectionKey, Limit, Refusal, Report, Status,
-        admission::{Cut, Effect, Ended, Impact, Policy, Settled},
+        Admission, Bytes, CircuitId, ConnectionKey, Refusal, Report, Status,
+        admission::{Cut, Effect, Impact, Policy},
     },
 };
 use futures::{FutureExt, future::BoxFuture};
 use libp2p::{
     Multiaddr, PeerId,
-    core::{ConnectedPoint, Endpoint, transport::PortUse},
+    core::{Endpoint, transport::PortUse},
     identity::Keypair,
-    multiaddr::Protocol,
     swarm::{
         CloseConnection, ConnectionClosed, ConnectionDenied, ConnectionId, FromSwarm,
         NetworkBehaviour, NotifyHandler, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
@@ -32,57 +32,16 @@ use libp2p::{
 };
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    net::{IpAddr, Ipv4Addr},
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::Instant,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::{Sleep, sleep_until},
 };
-
-/// What the relay service tells the rest of the program.
-#[derive(Clone, Debug)]
-pub enum Event {
-    Reserved {
-        peer: PeerId,
-        renewed: bool,
-    },
-    ReservationEnded {
-        peer: PeerId,
-        why: Ended,
-    },
-    Refused {
-        peer: PeerId,
-        operation: Operation,
-        refusal: Refusal,
-    },
-    /// A hop stream that brought no request.
-    Faulty {
-        peer: PeerId,
-        fault: Fault,
-    },
-    CircuitOpened {
-        circuit: CircuitId,
-        source: PeerId,
-        destination: PeerId,
-    },
-    CircuitEnded {
-        circuit: CircuitId,
-        source: PeerId,
-        destination: PeerId,
-        end: End,
-        bytes: Bytes,
-    },
-    /// From here on requests are judged by this generation, and what it no longer allows has been told to stop.
-    PolicyApplied {
-        generation: Generation,
-        settled: Settled,
-    },
-}
 
 pub struct Behaviour {
     key: Keypair,
@@ -93,10 +52,7 @@ pub struct Behaviour {
     admission: Admission,
     common: Arc<Common>,
     terms: Arc<Terms>,
-    connections: HashMap<ConnectionId, ConnectionKey>,
-    links: HashMap<ConnectionKey, Link>,
-    next_key: u64,
-    peers: HashMap<PeerId, Vec<ConnectionId>>,
+    links: Links,
     circuits: HashMap<CircuitId, Running>,
     /// One task a circuit, so never more than the admission admits. Dropping the behaviour ends them.
     tasks: JoinSet<(CircuitId, End)>,
@@ -108,13 +64,6 @@ pub struct Behaviour {
     alarm: Pin<Box<Sleep>>,
     /// At most a few for each thing that happened since the last poll.
     queue: VecDeque<ToSwarm<Event, Order>>,
-}
-
-/// A connection as the swarm knows it.
-#[derive(Clone, Copy)]
-struct Link {
-    peer: PeerId,
-    connection: ConnectionId,
 }
 
 /// A circuit that has a task.
@@ -158,10 +107,7 @@ impl Behaviour {
                 timeouts,
             }),
             terms: Arc::new(terms),
-            connections: HashMap::new(),
-            links: HashMap::new(),
-            next_key: 0,
-            peers: HashMap::new(),
+            links: Links::default(),
             circuits: HashMap::new(),
             tasks: JoinSet::new(),
             consents,
@@ -225,8 +171,7 @@ impl Behaviour {
             .serving
             .swap(settings.service, Ordering::Relaxed);
         if served != settings.service {
-            let links: Vec<Link> = self.links.values().copied().collect();
-            for link in links {
+            for link in self.links.all() {
                 self.order(link, Order::Announce);
             }
         }
@@ -276,8 +221,8 @@ impl Behaviour {
             Request::Connect { destination } => {
                 match self.admission.connect(link.peer, key, destination, now) {
                     Ok(ticket) => {
-                        let limit = limit(ticket.limits);
-                        let destination = self.links.get(&ticket.destination_connection).copied();
+                        let limit = grant::limit(ticket.limits);
+                        let destination = self.links.get(ticket.destination_connection);
                         return self.open(ticket.circuit, link, destination, answer, limit);
                     }
                     Err(refusal) => (Operation::Connect, refusal),
@@ -301,14 +246,7 @@ impl Behaviour {
         now: Instant,
     ) -> Result<Vec<u8>, Refusal> {
         let reserved = self.admission.reserve(link.peer, key, now)?;
-        let expire = unix_seconds_in(reserved.expires_in);
-        let voucher = voucher::issue(&self.key, self.addresses.relay(), link.peer, expire);
-        let frame = proto::reservation_frame(
-            expire,
-            self.addresses.for_reservations(),
-            voucher,
-            limit(reserved.limits),
-        );
+        let frame = grant::reservation(&self.key, &self.addresses, link.peer, &reserved);
         self.order(link, Order::Hold(true));
         self.tell(Event::Reserved {
             peer: link.peer,
@@ -401,50 +339,37 @@ impl Behaviour {
     }
 
     fn handle_connected(&mut self, event: ConnectionEstablished<'_>) {
-        let key = ConnectionKey(self.next_key);
-        self.next_key = self.next_key.saturating_add(1);
-        let link = Link {
+        let key = self.links.add(Link {
             peer: event.peer_id,
             connection: event.connection_id,
-        };
-        self.connections.insert(link.connection, key);
-        self.links.insert(key, link);
-        let connections = self.peers.entry(link.peer).or_default();
-        connections.push(link.connection);
-        let address = reached_from(event.endpoint);
-        self.admission.connected(link.peer, key, address);
+        });
+        let address = links::reached_from(event.endpoint);
+        self.admission.connected(event.peer_id, key, address);
     }
 
     fn handle_disconnected(&mut self, event: ConnectionClosed<'_>) {
         let now = Instant::now();
-        let (peer, connection) = (event.peer_id, event.connection_id);
-        let Some(key) = self.connections.remove(&connection) else {
+        let peer = event.peer_id;
+        let link = Link {
+            peer,
+            connection: event.connection_id,
+        };
+        let Some(key) = self.links.remove(link) else {
             return;
         };
-        self.links.remove(&key);
-        let remaining = match self.peers.get_mut(&peer) {
-            Some(connections) => {
-                connections.retain(|other| *other != connection);
-                connections.len()
-            }
-            None => 0,
-        };
-        if remaining == 0 {
-            self.peers.remove(&peer);
-        }
         for effect in self.admission.disconnected(&peer, key, now) {
             self.carry_out(effect);
         }
-        // The reservation lives on with the peer's other connections, one of which may be idle.
-        if remaining > 0 && self.admission.holds_reservation(&peer, now) {
+        // The reservation lives on with the peer's other connections, which may all be idle.
+        if self.admission.holds_reservation(&peer, now) {
             self.hold(peer, true);
         }
     }
 
     /// Keeps all connections of a peer open, or lets go of them.
     fn hold(&mut self, peer: PeerId, hold: bool) {
-        for connection in self.peers.get(&peer).cloned().unwrap_or_default() {
-            self.order(Link { peer, connection }, Order::Hold(hold));
+        for link in self.links.of(peer) {
+            self.order(link, Order::Hold(hold));
         }
     }
 
@@ -542,7 +467,7 @@ impl NetworkBehaviour for Behaviour {
         connection: ConnectionId,
         event: THandlerOutEvent<Self>,
     ) {
-        let Some(key) = self.connections.get(&connection).copied() else {
+        let Some(key) = self.links.key(connection) else {
             return;
         };
         match event {
@@ -579,46 +504,6 @@ fn policy(snapshot: &Snapshot) -> Policy {
 fn news_of(live: &watch::Receiver<Arc<Snapshot>>) -> BoxFuture<'static, bool> {
     let mut live = live.clone();
     async move { live.changed().await.is_ok() }.boxed()
-}
-
-/// What both ends are told; nothing where nothing is limited.
-fn limit(limits: CircuitLimits) -> Option<proto::Limit> {
-    let data = match limits.data {
-        Limit::At(bytes) => Some(bytes),
-        Limit::Unlimited => None,
-    };
-    let duration = match limits.duration {
-        // Zero would read as unlimited.
-        Limit::At(duration) => {
-            let seconds = duration.as_millis().div_ceil(1000).max(1);
-            Some(u32::try_from(seconds).unwrap_or(u32::MAX))
-        }
-        Limit::Unlimited => None,
-    };
-    (data.is_some() || duration.is_some()).then_some(proto::Limit { duration, data })
-}
-
-/// The address that counts for caps and rules; `None` for a connection through another relay. A peer that this node
-/// dialled by name has none that is known here and counts as 0.0.0.0.
-fn reached_from(endpoint: &ConnectedPoint) -> Option<IpAddr> {
-    if endpoint.is_relayed() {
-        return None;
-    }
-    let address = endpoint.get_remote_address();
-    let address = address.iter().find_map(|protocol| match protocol {
-        Protocol::Ip4(ip) => Some(ip.into()),
-        Protocol::Ip6(ip) => Some(ip.into()),
-        _ => None,
-    });
-    address.or(Some(Ipv4Addr::UNSPECIFIED.into()))
-}
-
-/// Seconds of unix time, rounded down: a reservation is never promised for longer than it is held.
-fn unix_seconds_in(duration: Duration) -> u64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    now.saturating_add(duration).as_secs()
 }
 
 fn count(counters: &mut BTreeMap<&'static str, u64>, label: &'static str, times: u64) {

@@ -334,3 +334,206 @@ fn poll_write<W: AsyncWrite>(
         Poll::Pending => Ok(Poll::Pending),
     }
 }
+
+#[cfg(test)]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a start for the clock of the tests"
+)]
+mod tests {
+    use super::*;
+    use crate::relay::{Buffers, Limit, Resources};
+    use futures::task::noop_waker_ref;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+
+    /// Gives bytes in the pieces it was told to; a piece of none is a pause.
+    struct Source {
+        bytes: Vec<u8>,
+        pieces: VecDeque<usize>,
+    }
+
+    impl AsyncRead for Source {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            into: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            let piece = self.pieces.pop_front().unwrap_or(usize::MAX);
+            let size = piece.min(into.len()).min(self.bytes.len());
+            if piece == 0 {
+                return Poll::Pending;
+            }
+            into[..size].copy_from_slice(&self.bytes[..size]);
+            self.bytes.drain(..size);
+            Poll::Ready(Ok(size))
+        }
+    }
+
+    /// Takes bytes in the pieces it was told to.
+    #[derive(Default)]
+    struct Sink {
+        bytes: Vec<u8>,
+        pieces: VecDeque<usize>,
+        flushed: usize,
+        closed: bool,
+    }
+
+    impl AsyncWrite for Sink {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let piece = self.pieces.pop_front().unwrap_or(usize::MAX);
+            let size = piece.min(bytes.len());
+            if piece == 0 {
+                return Poll::Pending;
+            }
+            self.bytes.extend_from_slice(&bytes[..size]);
+            Poll::Ready(Ok(size))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.flushed = self.bytes.len();
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.closed = true;
+            self.poll_flush(cx)
+        }
+    }
+
+    fn terms(max_data: Limit<u64>, buffer_size: u32) -> (Terms, Buffers) {
+        let resources = Resources {
+            max_data,
+            max_duration: Limit::Unlimited,
+            max_circuits: 1,
+            reservation_ttl: Duration::from_secs(1),
+            buffer_size,
+            max_reservations: 1,
+            max_reservations_per_ip: 1,
+            max_circuits_total: 1,
+            reservation_rate: Limit::Unlimited,
+            circuit_rate: Limit::Unlimited,
+            bandwidth: Limit::Unlimited,
+            bandwidth_per_circuit: Limit::Unlimited,
+            max_buffers: 1 << 30,
+        };
+        let buffers = Buffers::default();
+        let stall = Duration::from_secs(30);
+        let terms = Terms::new(&resources, buffers.clone(), stall, Instant::now());
+        (terms, buffers)
+    }
+
+    struct Ride {
+        lane: Lane,
+        source: Source,
+        sink: Sink,
+        terms: Terms,
+        buffers: Buffers,
+    }
+
+    impl Ride {
+        fn new(bytes: Vec<u8>, max_data: Limit<u64>, buffer_size: u32) -> Self {
+            let (terms, buffers) = terms(max_data, buffer_size);
+            Self {
+                lane: Lane::new(terms.share()),
+                source: Source {
+                    bytes,
+                    pieces: VecDeque::new(),
+                },
+                sink: Sink::default(),
+                terms,
+                buffers,
+            }
+        }
+
+        fn turn(&mut self, now: Instant) -> Result<Turn, End> {
+            let mut limits = self.terms.limits(now);
+            let mut at = At {
+                cx: &mut Context::from_waker(noop_waker_ref()),
+                now,
+                limits: &mut limits,
+                terms: &self.terms,
+            };
+            let Self { source, sink, .. } = self;
+            self.lane.poll(&mut at, Pin::new(source), Pin::new(sink))
+        }
+    }
+
+    fn pieces() -> impl Strategy<Value = VecDeque<usize>> {
+        let piece = prop_oneof![Just(0), 1..20_usize, 1..200_000_usize];
+        prop::collection::vec(piece, 0..60).prop_map(VecDeque::from)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_allowed_arrives_in_order_however_it_is_cut(
+            size in 0..300_000_usize,
+            limit in prop_oneof![0..300_000_u64, Just(u64::MAX)],
+            buffer_size in 1..100_000_u32,
+            reads in pieces(),
+            writes in pieces(),
+        ) {
+            let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+            let mut ride = Ride::new(bytes.clone(), Limit::At(limit), buffer_size);
+            ride.source.pieces = reads;
+            ride.sink.pieces = writes;
+            let now = Instant::now();
+            let end = loop {
+                match ride.turn(now) {
+                    Ok(Turn::Done) => break None,
+                    Ok(_) => prop_assert!(ride.buffers.held() <= u64::from(buffer_size)),
+                    Err(end) => break Some(end),
+                }
+            };
+            let allowed = size.min(usize::try_from(limit).unwrap_or(size));
+            prop_assert!(ride.sink.bytes == bytes[..allowed]);
+            prop_assert_eq!(ride.sink.flushed, allowed);
+            prop_assert_eq!(end, (size > allowed).then_some(End::MaxData));
+            prop_assert_eq!(ride.sink.closed, size <= allowed);
+            prop_assert_eq!(ride.buffers.held(), 0);
+        }
+    }
+
+    #[test]
+    fn bytes_are_flushed_when_the_source_pauses() {
+        let mut ride = Ride::new(vec![1; 10], Limit::Unlimited, 1024);
+        ride.source.pieces = [10, 0].into();
+        assert_eq!(ride.turn(Instant::now()), Ok(Turn::Waiting));
+        assert_eq!(ride.sink.flushed, 10);
+    }
+
+    #[test]
+    fn a_writer_that_takes_nothing_stalls_and_any_progress_starts_anew() {
+        let mut ride = Ride::new(vec![1; 10], Limit::Unlimited, 1024);
+        ride.source.pieces = [10, 0, 0, 0].into();
+        ride.sink.pieces = [0, 0, 1, 0].into();
+        let start = Instant::now();
+        let (patience, second) = (ride.terms.stall(), Duration::from_secs(1));
+        assert_eq!(ride.lane.stalls_at(patience), None);
+        ride.turn(start).unwrap();
+        assert_eq!(ride.lane.stalls_at(patience), Some(start + patience));
+        ride.turn(start + second).unwrap();
+        let later = start + second + patience;
+        assert_eq!(ride.lane.stalls_at(patience), Some(later));
+    }
+
+    #[test]
+    fn a_lane_that_has_used_more_than_a_lowered_limit_ends_at_once() {
+        let mut ride = Ride::new(vec![1; 10], Limit::At(10), 1024);
+        ride.source.pieces = [10, 0].into();
+        ride.turn(Instant::now()).unwrap();
+        ride.terms = terms(Limit::At(9), 1024).0;
+        assert_eq!(ride.turn(Instant::now()), Err(End::MaxData));
+    }
+
+    #[test]
+    fn a_saturated_lane_lets_others_have_their_turn() {
+        let mut ride = Ride::new(vec![1; 10 * TURN], Limit::Unlimited, 1024);
+        assert_eq!(ride.turn(Instant::now()), Ok(Turn::Again));
+        assert!(ride.lane.used() < 2 * TURN as u64);
+    }
+}

@@ -29,9 +29,8 @@ pub struct Behaviour {
     orders: VecDeque<(PeerId, Option<ConnectionId>, Open)>,
 }
 
-/// A stream that a peer has opened.
+/// A stream that the other side has opened.
 pub struct Accepted {
-    pub peer: PeerId,
     pub protocol: StreamProtocol,
     pub stream: Stream,
 }
@@ -72,22 +71,22 @@ impl NetworkBehaviour for Behaviour {
     fn handle_established_inbound_connection(
         &mut self,
         _: ConnectionId,
-        peer: PeerId,
+        _: PeerId,
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<Handler, ConnectionDenied> {
-        Ok(Handler::new(peer, self))
+        Ok(Handler::new(self))
     }
 
     fn handle_established_outbound_connection(
         &mut self,
         _: ConnectionId,
-        peer: PeerId,
+        _: PeerId,
         _: &Multiaddr,
         _: Endpoint,
         _: PortUse,
     ) -> Result<Handler, ConnectionDenied> {
-        Ok(Handler::new(peer, self))
+        Ok(Handler::new(self))
     }
 
     fn on_swarm_event(&mut self, _: FromSwarm<'_>) {}
@@ -109,16 +108,14 @@ impl NetworkBehaviour for Behaviour {
 }
 
 pub struct Handler {
-    peer: PeerId,
     accepts: Vec<StreamProtocol>,
     inbound: mpsc::UnboundedSender<Accepted>,
     orders: VecDeque<Open>,
 }
 
 impl Handler {
-    fn new(peer: PeerId, behaviour: &Behaviour) -> Self {
+    fn new(behaviour: &Behaviour) -> Self {
         Self {
-            peer,
             accepts: behaviour.accepts.clone(),
             inbound: behaviour.inbound.clone(),
             orders: VecDeque::new(),
@@ -151,11 +148,7 @@ impl ConnectionHandler for Handler {
                 protocol: (protocol, stream),
                 ..
             }) => {
-                let _ = self.inbound.send(Accepted {
-                    peer: self.peer,
-                    protocol,
-                    stream,
-                });
+                let _ = self.inbound.send(Accepted { protocol, stream });
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: stream,
