@@ -32,6 +32,9 @@ pub struct StatusReport {
     /// Attempts since the start.
     pub reloads: Vec<ReloadCount>,
     pub watcher: WatcherReport,
+    /// What else does not work as it should while the node serves: a state directory that takes no files.
+    #[serde(default)]
+    pub problems: Vec<String>,
     pub node: NodeReport,
 }
 

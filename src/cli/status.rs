@@ -106,6 +106,9 @@ fn lines(report: &StatusReport, now: f64, paint: Paint) -> String {
             grouped(connections.pending.into()),
         )],
     ));
+    for problem in &report.problems {
+        text.push_str(&row("problem", &[paint.warn(problem)]));
+    }
     if node.panics > 0 {
         let panics = format!(
             "{} in the program; please report the log line",

@@ -71,6 +71,7 @@ pub fn report() -> StatusReport {
             healthy: true,
             ..WatcherReport::default()
         },
+        problems: Vec::new(),
         node,
     }
 }
