@@ -5,6 +5,7 @@
 
 mod find;
 mod reload;
+mod run;
 mod status;
 mod text;
 
@@ -26,6 +27,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::Args),
     Reload(reload::Args),
     Status(status::Args),
 }
@@ -34,6 +36,7 @@ enum Command {
 /// could not do its work.
 pub fn main() -> ExitCode {
     match Arguments::parse().command {
+        Command::Run(args) => run::run(args),
         Command::Reload(args) => asking(reload::run(args)),
         Command::Status(args) => asking(status::run(args)),
     }
