@@ -1,5 +1,7 @@
 //! Harnesses, one per edge.
 
 pub mod engine;
+pub mod files;
 pub mod node;
 pub mod relay;
+pub mod status;

@@ -1,1 +1,300 @@
+//! Every way to write a file × valid, invalid and unchanged content, on the real program; and events that do not arrive.
 
+use crate::support::{
+    files::{Layout, Style, file, run},
+    node::NodeUnderTest,
+    status::{applied, attempts, is_root, outcome, sha256},
+};
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Longer than the node needs to notice something, settle and look.
+const LONG_ENOUGH: Duration = Duration::from_millis(500);
+
+fn start(layout: Layout, text: &str) -> NodeUnderTest {
+    let folder = Arc::new(tempfile::tempdir().expect("a folder"));
+    layout.arrange(folder.path(), text);
+    let node = NodeUnderTest::start_in(folder, &[]);
+    node.until("the first file is applied", applied(text));
+    node
+}
+
+/// Nothing is attempted because of what `write` does.
+fn nothing_follows(node: &NodeUnderTest, write: impl FnOnce()) {
+    let attempts_before = attempts(&node.status().expect("a status"));
+    write();
+    std::thread::sleep(LONG_ENOUGH);
+    let status = node.status().expect("a status");
+    assert_eq!(
+        attempts(&status),
+        attempts_before,
+        "{status:#?}\n{}",
+        node.log_text()
+    );
+}
+
+fn is_followed(style: Style) {
+    let node = start(style.layout(), &file("1", ""));
+    let folder = node.folder.path().to_owned();
+    for round in 2..5 {
+        let valid = file(&round.to_string(), "");
+        style.write(&folder, &valid);
+        let status = node.until("the valid file is applied", applied(&valid));
+        let generation = &status["generation"];
+
+        nothing_follows(&node, || style.write(&folder, &valid));
+
+        let invalid = file(&format!("\"{round}\""), "");
+        style.write(&folder, &invalid);
+        let status = node.until("the invalid file is rejected", |status| {
+            outcome(status) == "rejected" && status["last_attempt"]["sha256"] == sha256(&invalid)
+        });
+        assert_eq!(&status["generation"], generation, "{status:#?}");
+        assert_eq!(status["applied_sha256"], sha256(&valid));
+        assert_eq!(status["state"], "rejected");
+    }
+    let status = node.status().expect("a status");
+    assert_eq!(status["watcher"]["healthy"], true, "{status:#?}");
+    assert_eq!(status["generation"], 4);
+}
+
+#[test]
+fn a_file_renamed_over_is_followed() {
+    is_followed(Style::RenamedOver);
+}
+
+#[test]
+fn a_file_written_in_place_is_followed() {
+    is_followed(Style::InPlace);
+}
+
+#[test]
+fn a_file_written_slowly_is_read_when_it_is_complete() {
+    is_followed(Style::InParts);
+}
+
+#[test]
+fn a_copied_file_is_followed() {
+    is_followed(Style::Copied);
+}
+
+#[test]
+fn a_file_edited_by_sed_is_followed() {
+    is_followed(Style::Sed);
+}
+
+#[test]
+fn a_file_deleted_and_made_again_is_followed() {
+    is_followed(Style::MadeAgain);
+}
+
+#[test]
+fn a_file_written_by_another_name_is_followed() {
+    is_followed(Style::ByAnotherName);
+}
+
+#[test]
+fn a_kubernetes_volume_is_followed() {
+    is_followed(Style::VolumeSwapped);
+}
+
+#[test]
+fn a_git_worktree_is_followed() {
+    is_followed(Style::WorktreeSwapped);
+}
+
+#[test]
+fn a_replaced_directory_is_followed() {
+    is_followed(Style::DirectoryReplaced);
+}
+
+#[test]
+fn a_replaced_directory_above_is_followed() {
+    is_followed(Style::DirectoryAboveReplaced);
+}
+
+#[test]
+fn a_hundred_volume_swaps_are_all_followed() {
+    let node = start(Layout::Kubernetes, &file("1", ""));
+    for round in 2..=101 {
+        let text = file(&round.to_string(), "");
+        Style::VolumeSwapped.write(node.folder.path(), &text);
+        node.until("the swap is applied", applied(&text));
+    }
+}
+
+#[test]
+fn touch_and_chmod_are_no_changes() {
+    let node = start(Layout::Plain, &file("1", ""));
+    let path = node.path("edgevpn.toml");
+    nothing_follows(&node, || run(Command::new("touch").arg(&path)));
+    nothing_follows(&node, || run(Command::new("chmod").arg("600").arg(&path)));
+}
+
+#[test]
+fn a_list_file_is_followed_like_the_file_itself() {
+    let list = "\n[[acl.list]]\nname = \"ops\"\naction = \"deny\"\nfile = \"deny.d/ops.txt\"\n";
+    let folder = Arc::new(tempfile::tempdir().expect("a folder"));
+    fs::create_dir(folder.path().join("deny.d")).expect("created");
+    let path = folder.path().join("deny.d/ops.txt");
+    fs::write(&path, "192.0.2.0/24\n").expect("written");
+    Layout::Plain.arrange(folder.path(), &file("1", list));
+    let node = NodeUnderTest::start_in(folder, &[]);
+    node.until("the file is applied", applied(&file("1", list)));
+
+    for round in 1..4 {
+        fs::write(
+            &path,
+            format!("192.0.2.0/24 # round {round}\n198.51.{round}.0/24\n"),
+        )
+        .expect("written");
+        let status = node.until("the list is applied", |status| {
+            status["generation"] == round + 1
+        });
+        let change = &status["last_attempt"]["changes"][0];
+        assert_eq!(change["key"], "acl.list.ops");
+        assert_eq!(
+            change["added"]["first"][0]["entry"],
+            format!("198.51.{round}.0/24")
+        );
+
+        // A comment changes nothing that counts.
+        let before = fs::read(&path).expect("readable");
+        fs::write(&path, [&before[..], b"# a comment\n"].concat()).expect("written");
+        node.until("the comment is seen", |status| {
+            outcome(status) == "unchanged"
+        });
+
+        fs::write(&path, "not an entry\n").expect("written");
+        let status = node.until("the list is rejected", |status| {
+            outcome(status) == "rejected"
+        });
+        assert_eq!(status["generation"], round + 1);
+    }
+}
+
+#[test]
+fn a_storm_of_writes_causes_few_reloads_and_its_last_content_wins() {
+    let node = start(Layout::Plain, &file("1", ""));
+    let until = Instant::now() + Duration::from_secs(3);
+    let mut number = 2;
+    while Instant::now() < until {
+        let style = if number % 2 == 0 {
+            Style::RenamedOver
+        } else {
+            Style::InPlace
+        };
+        style.write(node.folder.path(), &file(&number.to_string(), ""));
+        number += 1;
+    }
+    let last = file(&number.to_string(), "");
+    Style::RenamedOver.write(node.folder.path(), &last);
+    let status = node.until("the last content is applied", applied(&last));
+    assert!(number > 100, "{number} writes are no storm");
+    assert!(attempts(&status) <= 20, "{status:#?}");
+}
+
+#[test]
+fn how_to_watch_follows_the_file() {
+    let node = start(Layout::Plain, &file("1", ""));
+    let polled = file("2", "").replace(
+        "poll_interval = \"10m\"",
+        "poll_interval = \"100ms\"\nwatch = \"poll\"",
+    );
+    Style::RenamedOver.write(node.folder.path(), &polled);
+    let status = node.until("polling is applied", applied(&polled));
+    let method = status["watcher"]["method"].as_str().expect("a method");
+    assert!(
+        !method.contains("inotify") && method.contains("poll"),
+        "{method}"
+    );
+
+    let off = polled.replace("\"poll\"", "\"off\"");
+    Style::RenamedOver.write(node.folder.path(), &off);
+    node.until("polling sees that it is off", applied(&off));
+    nothing_follows(&node, || {
+        Style::RenamedOver.write(node.folder.path(), &file("3", ""))
+    });
+    node.signal(rustix::process::Signal::HUP);
+    node.until("a signal is enough", applied(&file("3", "")));
+    Style::RenamedOver.write(node.folder.path(), &file("4", ""));
+    node.until("events are back", applied(&file("4", "")));
+}
+
+#[test]
+fn a_file_mounted_by_itself_is_told_apart() {
+    if !is_root() {
+        eprintln!("skipped: mounting needs root");
+        return;
+    }
+    let folder = Arc::new(tempfile::tempdir().expect("a folder"));
+    let outside = folder.path().join("outside.toml");
+    fs::write(&outside, file("1", "")).expect("written");
+    Layout::Plain.arrange(folder.path(), "");
+    let mount = Mount::bind(&outside, &folder.path().join("edgevpn.toml"));
+    let node = NodeUnderTest::start_in(folder, &[]);
+    node.until("the mounted file is applied", applied(&file("1", "")));
+
+    fs::write(&outside, file("2", "")).expect("written");
+    node.until(
+        "writing in place is seen through the mount",
+        applied(&file("2", "")),
+    );
+
+    let beside = node.path("beside");
+    fs::write(&beside, file("3", "")).expect("written");
+    fs::rename(beside, &outside).expect("renamed");
+    let status = node.until("the node says why it cannot see more", |status| {
+        status["state"] == "watch_degraded"
+    });
+    let problem = status["watcher"]["problem"].as_str().expect("a problem");
+    assert!(problem.contains("mount the directory"), "{problem}");
+    drop(node);
+    drop(mount);
+}
+
+#[test]
+fn a_mounted_directory_is_followed() {
+    if !is_root() {
+        eprintln!("skipped: mounting needs root");
+        return;
+    }
+    let folder = Arc::new(tempfile::tempdir().expect("a folder"));
+    let outside = folder.path().join("outside");
+    fs::create_dir(&outside).expect("created");
+    fs::create_dir(folder.path().join("inside")).expect("created");
+    fs::write(outside.join("edgevpn.toml"), file("1", "")).expect("written");
+    std::os::unix::fs::symlink("inside/edgevpn.toml", folder.path().join("edgevpn.toml"))
+        .expect("linked");
+    let mount = Mount::bind(&outside, &folder.path().join("inside"));
+    let node = NodeUnderTest::start_in(folder, &[]);
+    node.until("the mounted file is applied", applied(&file("1", "")));
+    for style in [Style::RenamedOver, Style::InPlace, Style::MadeAgain] {
+        let text = file(&format!("{}", 10 + style as u32), "");
+        style.write(&outside, &text);
+        node.until("a change on the other side is applied", applied(&text));
+    }
+    drop(node);
+    drop(mount);
+}
+
+/// A bind mount, undone at the end.
+struct Mount(std::path::PathBuf);
+
+impl Mount {
+    fn bind(what: &Path, place: &Path) -> Mount {
+        run(Command::new("mount").arg("--bind").arg(what).arg(place));
+        Mount(place.to_owned())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        run(Command::new("umount").arg(&self.0));
+    }
+}
