@@ -4,9 +4,57 @@
 //!
 //! Imports go down only, and a test (`tests/it/house.rs`) holds them to it:
 //!
-//! `main` → [`cli`] → [`reload`] → [`node`] → { [`net`], [`task`], [`telemetry`], [`api`] } → [`plan`] → [`config`] → { [`relay`], [`acl`] } → [`id`]
+//! ```text
+//! main      arguments → exit code
+//! cli       the commands; prints diagnostics, plans and reports
+//! reload    one attempt: read → config → plan → node; its outcome. The watcher that says "look again"
+//! node      start, prepare, commit, stop; owns every task and socket
+//! net       the swarm and what it speaks; net::relay is the hop service     ┐
+//! api       the unix-socket API and its client                              │ side by side, joined by node
+//! telemetry logs and how they follow the file                               │
+//! task      named tasks whose end is noticed                                ┘
+//! ───────── from here on pure: no tokio, files, sockets, clock, randomness; `now` is an argument
+//! plan      what differs between two configurations, what it costs, how an attempt ended
+//! config    text → Config, or all diagnostics at once; the schema comes from the same types
+//! relay     circuit v2 as decisions: who is admitted, how much of it, what a new policy ends
+//! acl       the access decision
+//! id        peers, generations, origins
+//! ```
 //!
-//! From [`plan`] on everything is pure: no tokio, no files, no sockets, no clock (`now` is an argument), no randomness.
+//! # Three flows
+//!
+//! *Configuration*: bytes → [`config::Draft`] → [`config::Config`] → [`plan::Plan`] → [`node::Node::prepare`], which may fail
+//! without effect → [`node::Node::commit`], which may not. Start-up is the plan from [`config::Config::empty`].
+//!
+//! *A hop request*: RESERVE or CONNECT → [`relay::admission::Admission`] (access, then caps, then rate) → a decision, which
+//! [`net::relay`] carries out.
+//!
+//! *A circuit*: two streams and one task; each turn of its pumps reads the limits that are in force then.
+//!
+//! # Invariants
+//!
+//! - Everything that decides reads one immutable [`config::Snapshot`] behind one `watch`. After a commit no request is judged by
+//!   the generation before.
+//! - A failed attempt consumes nothing: the next one is compared with what is applied.
+//! - Nothing that arrives from a file, a peer, the API or a disk can panic, and everything a peer can feed has a bound.
+//! - Errors never widen access.
+//!
+//! # Decisions
+//!
+//! **The hop server is our own, the relay client is libp2p's.** The server in libp2p-relay has no access hook, and its limits
+//! are frozen when a connection is made; both are what this project is for. The client does all we need.
+//!
+//! **Changes are found by comparing keys, not fields.** `config::Keys` holds every effective key with its canonical value and its
+//! origin. A new key is part of plans, of `status` and of the guard against half-written files without a line of code.
+//!
+//! **Values are published, resources are changed.** ACL, limits and peers are read from the snapshot by whoever needs them;
+//! only what must be opened (listeners, sockets) has a prepare step. So most reloads cannot half apply: there is one write.
+//!
+//! **List files are read between parsing and resolving.** The pure pipeline names the files it wants and gets their bytes, so
+//! `validate`, `plan` and the engine share it, and tests need no disk.
+//!
+//! **Ports are probed before they are bound.** libp2p listens with `SO_REUSEPORT`, which makes "new before old" possible and lets
+//! a second node steal half of the connections in silence. A bind without that option comes first.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests are the edge"))]
 
