@@ -56,6 +56,10 @@
 //! **Ports are probed before they are bound.** libp2p listens with `SO_REUSEPORT`, which makes "new before old" possible and lets
 //! a second node steal half of the connections in silence. A bind without that option comes first.
 
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "the documentation is for those who work on the program too"
+)]
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests are the edge"))]
 
 pub mod acl;
