@@ -62,22 +62,14 @@ fn config(registry: &mut Registry, report: &StatusReport) {
     );
     registry.register(
         "config_in_sync",
-        "1 if the file as it stands is in force",
-        flag(in_force(report.state)),
+        "1 if the node runs what its file says, for good, and edits will be noticed",
+        flag(report.state == State::InSync),
     );
     registry.register(
         "config_watch_healthy",
         "1 if edits of the file and its lists will be noticed in time",
         flag(report.watcher.healthy),
     );
-}
-
-/// Whether the node runs what its file says, which an alert on `config_in_sync == 0` asks.
-fn in_force(state: State) -> bool {
-    match state {
-        State::InSync | State::PendingConfirm | State::WatchDegraded => true,
-        State::Rejected | State::RolledBack | State::LastKnownGood => false,
-    }
 }
 
 fn relay(registry: &mut Registry, report: &StatusReport) {

@@ -6,6 +6,7 @@
 
 use crate::{
     api::Client,
+    config::{self, Source, Surroundings},
     reload::read::{self, FILE_CAP},
 };
 use std::{
@@ -15,6 +16,12 @@ use std::{
 };
 use tokio::net::UnixStream;
 use toml::de::{DeTable, DeValue};
+
+/// Where a node that the system starts has its socket.
+const SYSTEM: &str = "/run/edgevpn";
+
+/// The name of `api.listen`, if the file does not say it.
+const SOCKET: &str = "api.sock";
 
 /// Which node is meant.
 #[derive(Debug, clap::Args)]
@@ -55,72 +62,78 @@ impl Find {
         if let Some(socket) = &self.socket {
             return Ok(vec![socket.clone()]);
         }
-        let said = match &self.config {
-            Some(file) => Said::by(file)?,
-            None => Said::default(),
+        let Some(file) = &self.config else {
+            let runtime = env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
+            let user = env::var_os("XDG_RUNTIME_DIR").map(|user| Path::new(&user).join("edgevpn"));
+            let directories = [runtime, Some(SYSTEM.into()), user].into_iter().flatten();
+            return Ok(distinct(
+                directories.map(|directory| directory.join(SOCKET)),
+            ));
         };
-        if said.off {
-            return Err(NotFound::Off(self.config.clone().unwrap_or_default()));
-        }
-        let runtime = env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
-        let user =
-            env::var_os("XDG_RUNTIME_DIR").map(|directory| Path::new(&directory).join("edgevpn"));
-        Ok(said.places(runtime, user))
-    }
-}
-
-/// What a file says about the place of its node's socket, as far as it can be read: a node is asked most when its file is
-/// invalid.
-#[derive(Debug, Default, PartialEq)]
-struct Said {
-    off: bool,
-    /// After `unix:`.
-    name: Option<PathBuf>,
-    state_dir: Option<PathBuf>,
-}
-
-impl Said {
-    fn by(file: &Path) -> Result<Said, read::Unreadable> {
         let content = read::read(file, FILE_CAP)?;
-        let directory = file.parent().unwrap_or(Path::new("."));
-        Ok(Said::in_text(
-            &String::from_utf8_lossy(&content.bytes),
-            directory,
-        ))
-    }
-
-    fn in_text(text: &str, directory: &Path) -> Said {
-        let (table, _) = DeTable::parse_recoverable(text);
-        let said = |section: &str, key: &str| match table.get_ref().get(section)?.get_ref() {
-            DeValue::Table(section) => Some(section.get(key)?.get_ref().as_str()?.to_owned()),
-            _ => None,
-        };
-        let listen = said("api", "listen");
-        Said {
-            off: listen.as_deref() == Some(""),
-            name: listen.and_then(|listen| Some(listen.strip_prefix("unix:")?.into())),
-            state_dir: said("node", "state_dir").map(|state_dir| directory.join(state_dir)),
+        let text = String::from_utf8_lossy(&content.bytes);
+        match places_in(&text, &surroundings(file)) {
+            Some(places) => Ok(places),
+            None => Err(NotFound::Off(file.clone())),
         }
     }
+}
 
-    /// Most particular first: a socket in the state directory belongs to this file's node and no other.
-    fn places(self, runtime: Option<PathBuf>, user: Option<PathBuf>) -> Vec<PathBuf> {
-        let name = self.name.unwrap_or_else(|| "api.sock".into());
-        if name.is_absolute() {
-            return vec![name];
-        }
-        let system = Some(PathBuf::from("/run/edgevpn"));
-        let mut places: Vec<PathBuf> = Vec::new();
-        for directory in [self.state_dir, runtime, system, user]
-            .into_iter()
-            .flatten()
-        {
-            let place = directory.join(&name);
-            if !places.contains(&place) {
-                places.push(place);
+/// Where the node of this file has its socket, also if the file is invalid: that is when it is asked most. `None`: it has none.
+fn places_in(text: &str, surroundings: &Surroundings) -> Option<Vec<PathBuf>> {
+    let (table, _) = DeTable::parse_recoverable(text);
+    let said = |section: &str, key: &str| match table.get_ref().get(section)?.get_ref() {
+        DeValue::Table(section) => Some(section.get(key)?.get_ref().as_str()?.to_owned()),
+        _ => None,
+    };
+    let (listen, state_dir) = (said("api", "listen"), said("node", "state_dir"));
+    let resolved = |listen: Option<&str>, state_dir: Option<&str>| {
+        let mut text = "version = 1\n".to_owned();
+        for (key, value) in [("api.listen", listen), ("node.state_dir", state_dir)] {
+            if let Some(value) = value {
+                // A JSON string is a TOML string.
+                text.push_str(&format!("{key} = {}\n", serde_json::Value::from(value)));
             }
         }
-        places
+        let source = Source {
+            name: String::new(),
+            bytes: text.into_bytes(),
+        };
+        let checked = config::parse(source, surroundings).resolve(Vec::new());
+        Some(checked.config?.api.socket)
+    };
+    // What the file says may be wrong in itself; then the node runs with what it said before, most likely the default.
+    let socket = resolved(listen.as_deref(), state_dir.as_deref())
+        .or_else(|| resolved(None, state_dir.as_deref()))
+        .or_else(|| resolved(None, None))??;
+    // A member of the socket's group asks for the system's node without the environment that the system gave it.
+    let name = listen
+        .as_deref()
+        .and_then(|listen| listen.strip_prefix("unix:"));
+    let system = Path::new(SYSTEM).join(name.unwrap_or(SOCKET));
+    Some(distinct([socket, system]))
+}
+
+fn distinct(places: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf> {
+    let mut distinct = Vec::new();
+    for place in places {
+        if !distinct.contains(&place) {
+            distinct.push(place);
+        }
+    }
+    distinct
+}
+
+/// What the node of this file would be given, if this process started it.
+fn surroundings(file: &Path) -> Surroundings {
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    Surroundings {
+        env: env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect(),
+        host_name: String::new(),
+        directory: file.parent().unwrap_or(Path::new("/")).to_owned(),
+        root: rustix::process::geteuid().is_root(),
     }
 }
 
@@ -146,45 +159,49 @@ impl fmt::Display for Tried<'_> {
 mod tests {
     use super::*;
 
-    fn places(text: &str) -> Vec<String> {
-        Said::in_text(text, Path::new("/etc/edgevpn"))
-            .places(Some("/run/e7".into()), Some("/run/user/7/edgevpn".into()))
-            .into_iter()
-            .map(|place| place.display().to_string())
-            .collect()
+    fn places(text: &str) -> Option<Vec<String>> {
+        let surroundings = Surroundings {
+            env: [("XDG_RUNTIME_DIR".to_owned(), "/run/user/7".to_owned())].into(),
+            directory: "/etc/edgevpn".into(),
+            ..Surroundings::default()
+        };
+        let shown = |place: PathBuf| place.display().to_string();
+        Some(
+            places_in(text, &surroundings)?
+                .into_iter()
+                .map(shown)
+                .collect(),
+        )
+    }
+
+    fn usual() -> Option<Vec<String>> {
+        Some(vec![
+            "/run/user/7/edgevpn/api.sock".to_owned(),
+            "/run/edgevpn/api.sock".to_owned(),
+        ])
     }
 
     #[test]
-    fn a_file_that_says_nothing_leads_to_the_usual_places() {
-        let usual = [
-            "/run/e7/api.sock",
-            "/run/edgevpn/api.sock",
-            "/run/user/7/edgevpn/api.sock",
-        ];
-        assert_eq!(places("version = 1"), usual);
-        assert_eq!(places(""), usual);
+    fn a_file_that_says_nothing_of_its_socket_leads_to_the_usual_places() {
+        assert_eq!(places("version = 1"), usual());
+        assert_eq!(places(""), usual());
+        assert_eq!(places("[api]\nlisten = 7"), usual());
     }
 
     #[test]
     fn an_absolute_socket_is_the_only_place() {
-        assert_eq!(
-            places("[api]\nlisten = \"unix:/srv/x.sock\""),
-            ["/srv/x.sock"]
-        );
+        let text = "[api]\nlisten = \"unix:/srv/x.sock\"";
+        assert_eq!(places(text), Some(vec!["/srv/x.sock".to_owned()]));
     }
 
     #[test]
     fn a_broken_file_still_says_where_its_node_is() {
-        let text = "[node]\nstate_dir = \"state\"\nname = \n[api]\nlisten = \"unix:x.sock\"\n[relay]\nmax = = 1\n";
-        assert_eq!(
-            places(text)[..2],
-            ["/etc/edgevpn/state/x.sock", "/run/e7/x.sock"]
-        );
+        let text = "[node]\nname = \n[api]\nlisten = \"unix:x.sock\"\n[relay]\nmax = = 1\n";
+        assert_eq!(places(text).unwrap()[0], "/run/user/7/edgevpn/x.sock");
     }
 
     #[test]
     fn an_api_that_is_off_is_known() {
-        assert!(Said::in_text("[api]\nlisten = \"\"", Path::new(".")).off);
-        assert!(!Said::in_text("[api]\nlisten = 7", Path::new(".")).off);
+        assert_eq!(places("[api]\nlisten = \"\""), None);
     }
 }

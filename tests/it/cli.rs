@@ -202,7 +202,7 @@ async fn where_no_node_answers_the_places_that_were_tried_are_named_and_the_code
         let shown = edgevpn(&[command, "-c", "e.toml"], home.path()).await;
         assert_eq!(shown.code, 2, "{command}");
         for place in [
-            "state/api.sock (does not exist)",
+            "/run/edgevpn/api.sock (does not exist)",
             "run/api.sock (does not exist)",
             "--socket",
         ] {
