@@ -4,14 +4,16 @@
 //! scripts; each command lists its own.
 
 mod find;
+mod plan;
 mod reload;
 mod run;
 mod status;
 mod text;
 
-use crate::telemetry::colour_wanted;
+use crate::{config::Diagnostic, telemetry::colour_wanted};
 use clap::{Parser, Subcommand};
 use std::{
+    error::Error,
     future::Future,
     io::{self, IsTerminal, Write},
     process::ExitCode,
@@ -30,6 +32,7 @@ enum Command {
     Run(run::Args),
     Reload(reload::Args),
     Status(status::Args),
+    Plan(plan::Args),
 }
 
 /// Runs the command of this process's arguments. Wrong arguments end the process with 2, as every command means by it that it
@@ -39,6 +42,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Reload(args) => asking(reload::run(args)),
         Command::Status(args) => asking(status::run(args)),
+        Command::Plan(args) => asking(plan::run(args)),
     }
 }
 
@@ -62,6 +66,25 @@ fn print(text: &str) {
 fn complain(code: u8, message: &str) -> ExitCode {
     let _ = writeln!(io::stderr().lock(), "error: {message}");
     ExitCode::from(code)
+}
+
+/// An error and what caused it, unless it has said so itself.
+fn why(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |&error| error.source()) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text.push_str(&format!(": {cause}"));
+        }
+    }
+    text
+}
+
+/// Shows what is wrong with a file, on standard error.
+fn complain_of(diagnostics: &[Diagnostic]) {
+    for diagnostic in diagnostics {
+        let _ = writeln!(io::stderr().lock(), "{}", diagnostic.short());
+    }
 }
 
 /// How results look where standard output goes.

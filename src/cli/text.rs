@@ -120,23 +120,26 @@ pub(super) fn short_peer(peer: &str) -> String {
 
 /// A label and items, two spaces apart, wrapped below each other. No line passes [`WIDTH`] unless one item does.
 pub(super) fn row(label: &str, items: &[String]) -> String {
-    let mut text = format!("{label:<LABEL$}");
-    let mut column = LABEL;
+    format!("{label:<LABEL$}{}\n", wrapped(LABEL, items))
+}
+
+/// The items of a row whose text begins in `column`.
+pub(super) fn wrapped(column: usize, items: &[String]) -> String {
+    let mut text = String::new();
+    let mut reached = column;
     for (index, item) in items.iter().enumerate() {
         let length = item.chars().count();
-        if index > 0 && column + 2 + length > WIDTH {
+        if index > 0 && reached + 2 + length > WIDTH {
             text.push('\n');
-            text.push_str(&" ".repeat(LABEL));
-            column = LABEL;
+            text.push_str(&" ".repeat(column));
+            reached = column;
         } else if index > 0 {
             text.push_str("  ");
-            column += 2;
+            reached += 2;
         }
         text.push_str(item);
-        column += length;
+        reached += length;
     }
-    text.truncate(text.trim_end().len());
-    text.push('\n');
     text
 }
 

@@ -285,6 +285,102 @@ async fn wrong_arguments_are_exit_2_with_the_usage() {
     }
 }
 
+#[tokio::test]
+async fn a_plan_against_a_node_shows_each_change_with_its_class_and_effect() {
+    let node = FakeNode::with_status(busy()).await;
+    fs::write(node.home.path().join("edgevpn.toml"), "version = 1\n").unwrap();
+    let shown = node.run(&["plan", "edgevpn.toml"]).await;
+    assert_eq!(shown.code, 0, "{}", shown.err);
+    assert_eq!(
+        shown.out,
+        "\
+edgevpn.toml: generation 12 → 13
+
+  live    acl.deny                      + 12D3KooWGRaW…
+                                        holds a reservation and 2 circuits: cut within 2 s
+  live    acl.list.ops                  3 entries added, 1 removed
+                                        (allow.d/ops.txt:17, :18, :19, :9)
+  live    relay.resources.max_circuits  64 → 16
+                                        3 peers above the new cap: 41 circuits drain, longest 22 min
+  rebind  transport.listen              + /ip4/0.0.0.0/udp/4501/quic-v1
+                                        nobody is disconnected
+
+3 policy tests passed. Nothing needs a restart.
+"
+    );
+    assert!(shown.out.lines().all(|line| line.chars().count() <= 100));
+    assert_eq!(
+        node.run(&["plan", "--exit-code", "edgevpn.toml"])
+            .await
+            .code,
+        4
+    );
+    let shown = node.run(&["plan", "--json", "edgevpn.toml"]).await;
+    assert_eq!(
+        serde_json::from_str::<Planned>(&shown.out).unwrap(),
+        planned()
+    );
+}
+
+#[tokio::test]
+async fn two_files_are_compared_without_a_node() {
+    let home = TempDir::new().unwrap();
+    let write = |name: &str, text: &str| fs::write(home.path().join(name), text).unwrap();
+    write(
+        "old.toml",
+        "version = 1\n[relay.resources]\nmax_circuits = 64\n",
+    );
+    write(
+        "same.toml",
+        "version = 1 # the same\n[relay.resources]\nmax_circuits = 64\n",
+    );
+    write(
+        "live.toml",
+        "version = 1\n[relay.resources]\nmax_circuits = 16\n",
+    );
+    write("rebind.toml", "version = 1\n[transport]\nlisten = []\n");
+    write(
+        "restart.toml",
+        "version = 1\n[node]\nkey_file = \"other.key\"\n",
+    );
+    write(
+        "broken.toml",
+        "version = 1\n[relay.resources]\nmax_circuit = 16\n",
+    );
+    for (new, code) in [
+        ("same", 0),
+        ("live", 3),
+        ("rebind", 4),
+        ("restart", 5),
+        ("broken", 1),
+        ("none", 1),
+    ] {
+        let new = format!("{new}.toml");
+        let shown = edgevpn(&["plan", "old.toml", &new, "--exit-code"], home.path()).await;
+        assert_eq!(shown.code, code, "{new}: {}{}", shown.out, shown.err);
+        let shown = edgevpn(&["plan", "old.toml", &new], home.path()).await;
+        assert_eq!(shown.code, i32::from(code == 1), "{new}");
+    }
+    let shown = edgevpn(&["plan", "old.toml", "live.toml"], home.path()).await;
+    assert_eq!(
+        shown.out,
+        "old.toml → live.toml\n\n  live    relay.resources.max_circuits  64 → 16\n\nNothing needs a restart.\n"
+    );
+    let shown = edgevpn(&["plan", "old.toml", "same.toml"], home.path()).await;
+    assert_eq!(shown.out, "old.toml → same.toml: nothing changes\n");
+    let shown = edgevpn(&["plan", "old.toml", "broken.toml"], home.path()).await;
+    assert!(shown.err.contains("broken.toml:3:1"), "{}", shown.err);
+    assert!(shown.err.contains("EV0101"), "{}", shown.err);
+}
+
+#[tokio::test]
+async fn a_plan_without_a_node_to_ask_is_exit_2() {
+    let home = TempDir::new().unwrap();
+    fs::write(home.path().join("new.toml"), "version = 1\n").unwrap();
+    assert_eq!(edgevpn(&["plan", "new.toml"], home.path()).await.code, 2);
+    assert_eq!(edgevpn(&["plan", "none.toml"], home.path()).await.code, 2);
+}
+
 /// A socket behind which a made-up node answers.
 struct FakeNode {
     home: TempDir,
@@ -360,12 +456,18 @@ impl Shown {
 
 /// Runs the program in `home`, away from what this machine runs.
 async fn edgevpn(arguments: &[&str], home: &Path) -> Shown {
+    let mut command = program(home);
+    command.args(arguments);
+    Shown::of(command).await
+}
+
+fn program(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_edgevpn"));
-    command.args(arguments).current_dir(home);
+    command.current_dir(home);
     command
         .env_clear()
         .env("RUNTIME_DIRECTORY", home.join("run"));
-    Shown::of(command).await
+    command
 }
 
 fn busy() -> StatusReport {
