@@ -7,8 +7,10 @@ mod find;
 mod plan;
 mod reload;
 mod run;
+mod schema;
 mod status;
 mod text;
+mod validate;
 
 use crate::{config::Diagnostic, telemetry::colour_wanted};
 use clap::{Parser, Subcommand};
@@ -31,8 +33,10 @@ struct Arguments {
 enum Command {
     Run(run::Args),
     Reload(reload::Args),
+    Schema(schema::Args),
     Status(status::Args),
     Plan(plan::Args),
+    Validate(validate::Args),
 }
 
 /// Runs the command of this process's arguments. Wrong arguments end the process with 2, as every command means by it that it
@@ -41,8 +45,10 @@ pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run(args) => run::run(args),
         Command::Reload(args) => asking(reload::run(args)),
+        Command::Schema(args) => schema::run(args),
         Command::Status(args) => asking(status::run(args)),
         Command::Plan(args) => asking(plan::run(args)),
+        Command::Validate(args) => validate::run(args),
     }
 }
 

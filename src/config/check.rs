@@ -9,7 +9,7 @@ use toml::de::{DeArray, DeTable, DeValue};
 use super::{
     diagnostic::{Code, Diagnostic, Help},
     document::Text,
-    literal::{Fault, Kind},
+    literal::{Fault, Kind, nearest},
     schema,
     shape::{Choice, Shape, Whole, found, grouped},
     units,
@@ -318,7 +318,8 @@ impl Checker<'_> {
                 let mut diagnostic =
                     self.finding(Code::WrongType, message, path, span.clone(), label, schema);
                 if let Some(fix) = fix {
-                    diagnostic.help = Some(self.text.fix("write", span, format!("{fix:?}")));
+                    diagnostic.help =
+                        Some(self.text.fix("write instead", span, format!("{fix:?}")));
                 }
                 self.push(diagnostic);
             }
@@ -390,8 +391,8 @@ impl Checker<'_> {
                 help("write it without quotes", on.to_string())
             }
             (Shape::Switch, DeValue::Integer(number)) => match number.as_str() {
-                "0" => help("write", "false".to_owned()),
-                "1" => help("write", "true".to_owned()),
+                "0" => help("write instead", "false".to_owned()),
+                "1" => help("write instead", "true".to_owned()),
                 _ => None,
             },
             (Shape::List(_), DeValue::String(_)) => help("write a list", format!("[{written}]")),
@@ -420,7 +421,7 @@ impl Checker<'_> {
             diagnostic = diagnostic.at(self
                 .text
                 .label(span.clone(), format!("nearest known key: `{near}`")));
-            diagnostic.help = Some(self.text.fix("write", span, near.to_owned()));
+            diagnostic.help = Some(self.text.fix("write instead", span, near.to_owned()));
         } else {
             diagnostic = diagnostic.at(self.text.label(span, "not known"));
             let elsewhere = schema::paths_of(name);
@@ -455,7 +456,9 @@ impl Checker<'_> {
             )
             .key(name)
             .at(self.text.location(0..0))
-            .note("it is mandatory, so that a truncated or empty file is never a valid one");
+            .note(
+                "the version is mandatory, so that a truncated or empty file is never a valid one",
+            );
             diagnostic.help = Some(self.text.fix(
                 "begin the file with the version",
                 0..0,
@@ -481,7 +484,7 @@ impl Checker<'_> {
         .at(self
             .text
             .label(span.clone(), "this program reads version 1"));
-        diagnostic.help = Some(self.text.fix("write", span, "1"));
+        diagnostic.help = Some(self.text.fix("write instead", span, "1"));
         self.push(diagnostic);
     }
 
@@ -544,18 +547,6 @@ pub fn beyond(magnitude: Option<u128>, kind: &Kind, schema: &Value) -> Option<St
         Some((most, bound)) if magnitude > bound => Some(format!("above {most}")),
         _ => None,
     }
-}
-
-/// The known word that was probably meant.
-fn nearest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    /// Below this two words have little in common; "max_data" and "max_duration" reach 0.86.
-    const LIKENESS: f64 = 0.8;
-    let lower = written.to_ascii_lowercase().replace('-', "_");
-    known
-        .map(|word| (strsim::jaro_winkler(&lower, word), word))
-        .filter(|(likeness, _)| *likeness >= LIKENESS)
-        .max_by(|one, other| one.0.total_cmp(&other.0))
-        .map(|(_, word)| word)
 }
 
 fn listed<'a>(words: impl Iterator<Item = &'a str>) -> String {

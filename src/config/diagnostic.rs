@@ -5,6 +5,10 @@
 
 use std::fmt;
 
+mod render;
+
+pub use render::{findings, render, summary};
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Declares every code once: variant, number, severity, summary.

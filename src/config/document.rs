@@ -2,7 +2,10 @@
 
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
-use toml::de::DeTable;
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
 use super::{
     Source,
@@ -182,13 +185,39 @@ impl Text {
 /// Parses as much as can be understood. What comes with findings lacks parts of the file.
 pub fn parse(text: &Text) -> (DeTable<'_>, Vec<Diagnostic>) {
     let (root, errors) = DeTable::parse_recoverable(text.as_str());
-    let mut findings: Vec<Diagnostic> = Vec::new();
-    let mut last_line = 0;
+    if errors.is_empty() {
+        return (root.into_inner(), Vec::new());
+    }
+    let mut open = Vec::new();
+    root.get_ref()
+        .values()
+        .for_each(|value| unclosed(text, value, &mut open));
+    let mut findings: Vec<Diagnostic> = open
+        .iter()
+        .take(super::MOST_DIAGNOSTICS)
+        .map(|span| {
+            let what = if text.slice(span.clone()).starts_with('[') {
+                ("list", "]")
+            } else {
+                ("table", "}")
+            };
+            Diagnostic::new(Code::Syntax, format!("a {} is never closed", what.0))
+                .at(text.label(span.start..span.start + 1, "opened here"))
+                .expected(format!("`{}` after the last entry", what.1))
+        })
+        .collect();
     let mut errors: Vec<_> = errors
         .iter()
         .map(|error| (error.span().unwrap_or_default(), error.message()))
+        // What follows an open bracket was read as if it were inside.
+        .filter(|(at, _)| {
+            !open
+                .iter()
+                .any(|open| open.start <= at.start && at.start <= open.end)
+        })
         .collect();
     errors.sort_by_key(|(span, _)| span.start);
+    let mut last_line = 0;
     for (span, message) in errors {
         let line = text.line(span.start);
         // One slip makes several errors on its line; the first one says it.
@@ -204,6 +233,28 @@ pub fn parse(text: &Text) -> (DeTable<'_>, Vec<Diagnostic>) {
     (root.into_inner(), findings)
 }
 
+/// The outermost lists and inline tables that run to where the parser gave up.
+fn unclosed(text: &Text, value: &Spanned<DeValue<'_>>, found: &mut Vec<Range<usize>>) {
+    let written = text.slice(value.span());
+    let open = |begin: char, end: char| written.starts_with(begin) && !written.ends_with(end);
+    if found.len() >= super::MOST_DIAGNOSTICS {
+        return;
+    }
+    match value.get_ref() {
+        DeValue::Array(_) if open('[', ']') => found.push(value.span()),
+        DeValue::Table(_) if open('{', '}') => found.push(value.span()),
+        DeValue::Array(values) => values.iter().for_each(|value| unclosed(text, value, found)),
+        DeValue::Table(table) => table
+            .values()
+            .for_each(|value| unclosed(text, value, found)),
+        DeValue::String(_)
+        | DeValue::Integer(_)
+        | DeValue::Float(_)
+        | DeValue::Boolean(_)
+        | DeValue::Datetime(_) => {}
+    }
+}
+
 fn describe(text: &Text, span: Range<usize>, message: &str) -> Diagnostic {
     if message.contains("recurs") {
         return Diagnostic::new(Code::TooDeep, "nested too deeply")
@@ -211,29 +262,76 @@ fn describe(text: &Text, span: Range<usize>, message: &str) -> Diagnostic {
             .expected("at most 80 levels");
     }
     if message.starts_with("duplicate key") {
-        let key = text.slice(span.clone());
-        let diagnostic = Diagnostic::new(Code::DuplicateKey, format!("`{key}` is set twice"))
-            .at(text.label(span.clone(), "set again here"))
-            .help("keep one of the two");
-        return match first_of(text, key, span.start) {
-            Some(first) => diagnostic.related(text.label(first, "first set here")),
-            None => diagnostic,
-        };
+        return set_twice(text, span);
     }
     let (what, expected) = match message.split_once(", expected ") {
         Some((what, expected)) => (what, Some(expected)),
         None => (message, None),
     };
-    let mut diagnostic = Diagnostic::new(Code::Syntax, what).at(text.location(span.clone()));
-    if what.starts_with("string values must be quoted") && !span.is_empty() {
-        let word = text.slice(span.clone());
-        if !word.contains(['"', '\\', '\n']) {
-            diagnostic.help = Some(text.fix("quote it", span, format!("\"{word}\"")));
+    let at_end = text
+        .slice(span.start..text.as_str().len())
+        .trim_start_matches([' ', '\t'])
+        .starts_with(['\r', '\n', '#'])
+        || span.start >= text.as_str().len();
+    let syntax = |message: &str, label: &str| {
+        Diagnostic::new(Code::Syntax, message).at(text.label(span.clone(), label))
+    };
+    match what {
+        "string values must be quoted" if span.is_empty() => {
+            syntax("a value is missing", "after `=`").expected("a value, or no line at all")
         }
-    } else if let Some(expected) = expected {
-        diagnostic = diagnostic.expected(expected);
+        "string values must be quoted" => {
+            let word = text.slice(span.clone());
+            let diagnostic = syntax("this is no value", "a string must be quoted");
+            if word.contains(['"', '\'', '\\', '\n']) {
+                return diagnostic;
+            }
+            let help = text.fix("quote it", span.clone(), format!("\"{word}\""));
+            Diagnostic {
+                help: Some(help),
+                ..diagnostic
+            }
+        }
+        "invalid basic string" | "invalid literal string" if at_end => {
+            let quote = if what.contains("basic") { "\"" } else { "'" };
+            let diagnostic = syntax("a string is not closed", "the quote is missing");
+            let help = text.fix("close it", span.clone(), quote);
+            Diagnostic {
+                help: Some(help),
+                ..diagnostic
+            }
+        }
+        "invalid boolean" => {
+            syntax("this is no value", "").expected("true or false; a string must be quoted")
+        }
+        "key with no value" => {
+            syntax("a key without a value", "").expected("`=` and a value, or # before a comment")
+        }
+        "unclosed table" | "unclosed array table" => {
+            let close = if what == "unclosed table" { "]" } else { "]]" };
+            let diagnostic = syntax("the name of a section is not closed", "");
+            let help = text.fix("close it", span.start..span.start, close);
+            Diagnostic {
+                help: Some(help),
+                ..diagnostic
+            }
+        }
+        _ => match expected {
+            Some(expected) => syntax(what, "").expected(expected),
+            None => syntax(what, ""),
+        },
     }
-    diagnostic
+}
+
+fn set_twice(text: &Text, span: Range<usize>) -> Diagnostic {
+    let key = text.slice(span.clone());
+    let diagnostic = Diagnostic::new(Code::DuplicateKey, format!("`{key}` is set twice"))
+        .at(text.label(span.clone(), "set again here"))
+        .help("keep one of the two");
+    match first_of(text, key, span.start) {
+        Some(first) => diagnostic.related(text.label(first, "first set here")),
+        None => diagnostic,
+    }
 }
 
 /// Where `key` was set before: the nearest line above that sets it or opens its table.

@@ -97,8 +97,13 @@ impl List<'_> {
 pub fn place(file: &str, bytes: &[u8], number: u32) -> Option<Location> {
     let (_, line) = lines(bytes).nth((number as usize).checked_sub(1)?)?;
     let (column, _) = entry(line).ok()??;
-    let text = std::str::from_utf8(line).ok()?.get(column..)?;
-    let text = text.split(['#', ' ', '\t', '\r']).next()?;
+    let indent = std::str::from_utf8(line.get(..column)?).ok()?;
+    let end = line
+        .iter()
+        .skip(column)
+        .position(|byte| byte.is_ascii_whitespace() || *byte == b'#');
+    let end = end.map_or(line.len(), |length| column + length);
+    let text = std::str::from_utf8(line.get(column..end)?).ok()?;
     let start = (line.as_ptr() as usize).checked_sub(bytes.as_ptr() as usize)?;
     Some(Location {
         file: file.to_owned(),
@@ -108,8 +113,8 @@ pub fn place(file: &str, bytes: &[u8], number: u32) -> Option<Location> {
         end: start + column + text.len(),
         label: String::new(),
         excerpt: Some(Excerpt {
-            text: text.to_owned(),
-            offset: start + column,
+            text: format!("{indent}{text}"),
+            offset: start,
         }),
     })
 }
@@ -207,6 +212,6 @@ mod tests {
         let text = format!("# x\n  {PEER} # jump host of somebody\n");
         let place = place("ops.txt", text.as_bytes(), 2).expect("an entry");
         assert_eq!((place.line, place.column), (2, 3));
-        assert_eq!(place.excerpt.expect("shown").text, PEER);
+        assert_eq!(place.excerpt.expect("shown").text.trim_start(), PEER);
     }
 }

@@ -77,6 +77,18 @@ fn check<T: Literal>(text: &str) -> Result<Option<u128>, Fault> {
     text.parse::<T>().map(|value| value.magnitude())
 }
 
+/// The known word that was probably meant.
+pub fn nearest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    /// Below this two words have little in common; "max_data" and "max_duration" reach 0.86.
+    const LIKENESS: f64 = 0.8;
+    let lower = written.to_ascii_lowercase().replace('-', "_");
+    known
+        .map(|word| (strsim::jaro_winkler(&lower, word), word))
+        .filter(|(likeness, _)| *likeness >= LIKENESS)
+        .max_by(|one, other| one.0.total_cmp(&other.0))
+        .map(|(_, word)| word)
+}
+
 /// Lets a literal appear in the file, in the schema and among the canonical values.
 macro_rules! literal {
     ($type:ty) => {

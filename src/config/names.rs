@@ -11,7 +11,7 @@ use libp2p::{Multiaddr, multiaddr::Protocol};
 
 use crate::{
     acl::Subject,
-    config::literal::{Fault, Literal, literal},
+    config::literal::{Fault, Literal, literal, nearest},
     id::{PeerId, PeerIdError, parse_peer_id},
 };
 
@@ -438,7 +438,7 @@ impl FromStr for Directives {
                 let meant = match lower.as_str() {
                     "warning" => Some("warn"),
                     "err" => Some("error"),
-                    lower => LEVELS.iter().copied().find(|known| *known == lower),
+                    lower => nearest(lower, LEVELS.iter().copied()),
                 };
                 return Err(match meant {
                     Some(meant) => fault.fix(text.replacen(level, meant, 1)),

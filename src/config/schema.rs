@@ -137,11 +137,10 @@ fn generate(draft: Draft) -> Value {
     let Value::Object(generated) = schema else {
         return schema;
     };
-    let mut root = Map::new();
+    let mut root = generated;
     root.insert("$id".to_owned(), json!(ID));
-    root.extend(generated);
     root.insert("title".to_owned(), json!("edgevpn configuration"));
-    Value::Object(root)
+    Value::Object(ordered(root))
 }
 
 /// Gives every documented node a title, and drops what says nothing to the author of a file.
@@ -178,6 +177,39 @@ fn tidy(node: &mut Value) {
             tidy(value);
         }
     }
+    *map = ordered(std::mem::take(map));
+}
+
+/// As somebody reads it who looks a key up: what it is first, what follows from it last.
+fn ordered(mut map: Map<String, Value>) -> Map<String, Value> {
+    const FIRST: &[&str] = &[
+        "$schema",
+        "$id",
+        "title",
+        "description",
+        "type",
+        "const",
+        "default",
+    ];
+    const LAST: &[&str] = &[
+        "required",
+        "additionalProperties",
+        "properties",
+        "items",
+        "oneOf",
+    ];
+    let mut sorted = Map::new();
+    for key in FIRST {
+        sorted.extend(map.remove_entry(*key));
+    }
+    let last: Vec<_> = LAST
+        .iter()
+        .filter_map(|key| map.remove_entry(*key))
+        .collect();
+    let mut rest: Vec<_> = map.into_iter().collect();
+    rest.sort_by(|one, other| one.0.cmp(&other.0));
+    sorted.extend(rest.into_iter().chain(last));
+    sorted
 }
 
 /// Joins the lines of a paragraph; an empty line stays between paragraphs.
@@ -189,9 +221,15 @@ fn unwrapped(text: &str) -> String {
     paragraphs.join("\n\n")
 }
 
+/// What stands before the first stop, in the sentence or at its end.
 fn first_sentence(text: &str) -> &str {
     let paragraph = text.split("\n\n").next().unwrap_or_default();
-    let end = paragraph.find(". ").unwrap_or(paragraph.len());
+    let stops = [". ", ": ", "; "];
+    let end = stops
+        .iter()
+        .filter_map(|stop| paragraph.find(stop))
+        .min()
+        .unwrap_or(paragraph.len());
     paragraph
         .get(..end)
         .unwrap_or(paragraph)

@@ -150,7 +150,7 @@ impl<'a> Shape<'a> {
             ),
         };
         match node.get("default") {
-            Some(Value::Array(values)) if !values.is_empty() => {}
+            Some(Value::Array(_)) => {}
             Some(default) => text.push_str(&format!(" (default {default})")),
             None => {}
         }
