@@ -13,7 +13,8 @@ use crate::{
 use std::time::SystemTime;
 
 impl Engine {
-    pub(super) async fn status(&self) -> StatusReport {
+    /// One moment of the engine and its node.
+    pub async fn status(&self) -> StatusReport {
         let left = self
             .unconfirmed
             .as_ref()

@@ -1,5 +1,7 @@
 //! The commands as an operator runs them: the real binary, its output and its exit codes.
 
+mod running;
+
 use crate::support::engine::{report, verdict};
 use edgevpn::{
     api::{Handle, Planned, Request, Server, StatusReport},
