@@ -12,7 +12,7 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 use prost::Message;
-use std::time::Duration;
+use std::{fs, time::Duration};
 use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -234,4 +234,25 @@ async fn streams_that_are_opened_and_dropped_leave_nothing_behind() {
         drop(client.open(relay.peer, proto::HOP).await.unwrap());
     }
     client.reserve(relay.peer).await.expect("renews");
+}
+
+#[path = "../../fuzz/targets/frames.rs"]
+mod frames;
+
+#[test]
+fn the_corpus_of_the_fuzz_targets_holds() {
+    type Check = fn(&[u8]);
+    let targets: [(&str, Check); 2] = [("hop_frame", frames::hop), ("stop_frame", frames::stop)];
+    for (target, holds) in targets {
+        let corpus = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
+        let files: Vec<_> = fs::read_dir(corpus).expect("a corpus").collect();
+        assert!(files.len() >= 10, "{target} has lost its corpus");
+        for file in files {
+            let bytes = fs::read(file.expect("a file").path()).expect("readable");
+            holds(&bytes);
+            for cut in 0..bytes.len() {
+                holds(&bytes[..cut]);
+            }
+        }
+    }
 }
