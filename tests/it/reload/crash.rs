@@ -1,0 +1,68 @@
+//! A node that is killed in the middle of reloads starts again, with the old file or the new one and nothing between.
+
+use super::{start, unwatched};
+use crate::support::{
+    node::NodeUnderTest,
+    status::{applied, sha256},
+};
+use rustix::process::Signal;
+use std::{fs, time::Duration};
+
+#[test]
+fn whatever_moment_a_node_is_killed_at_it_starts_again_from_a_whole_file() {
+    let list = "[[acl.list]]\nname = \"ops\"\naction = \"deny\"\nfile = \"ops.txt\"\n";
+    let text = |round: usize| {
+        unwatched(
+            &format!("{}", round % 50 + 1),
+            &format!("history = 3\n{list}"),
+        )
+    };
+    let node = start(&unwatched("1", ""));
+    let peer_id = node.peer_id();
+    node.until("something is kept", |_| {
+        node.path("state/history/0000000001.json").exists()
+    });
+    let mut folder = node.kill();
+    for round in 0..25 {
+        fs::write(folder.path().join("ops.txt"), format!("192.0.2.{round}\n")).expect("written");
+        fs::write(folder.path().join("edgevpn.toml"), text(round)).expect("written");
+        let node = NodeUnderTest::start_in(folder, &[]);
+        let status = node.until("it starts", applied(text(round)));
+        assert_eq!(status["node"]["peer_id"], peer_id);
+        // Reloads follow each other until the blow; where it falls differs from round to round.
+        for step in 0..(round % 5 + 1) {
+            fs::write(
+                node.path("ops.txt"),
+                format!("192.0.2.{round}\n198.51.100.{step}\n"),
+            )
+            .expect("written");
+            fs::write(node.path("beside"), text(round + step + 1)).expect("written");
+            fs::rename(node.path("beside"), node.path("edgevpn.toml")).expect("renamed");
+            node.signal(Signal::HUP);
+            std::thread::sleep(Duration::from_micros(700 * round as u64));
+        }
+        folder = node.kill();
+
+        // What was kept is whole: a node can start from it although the file is broken.
+        fs::write(
+            folder.path().join("edgevpn.toml"),
+            unwatched("\"broken\"", ""),
+        )
+        .expect("written");
+        let node = NodeUnderTest::start_in(folder, &["--on-invalid=lkg"]);
+        let possible: Vec<String> = (0..=round + 6)
+            .map(|round| sha256(text(round)))
+            .chain([sha256(unwatched("1", ""))])
+            .collect();
+        let status = node.until("it starts from what was kept", |status| {
+            status["state"] == "last_known_good"
+        });
+        let started_from = status["applied_sha256"]
+            .as_str()
+            .expect("a hash")
+            .to_owned();
+        assert!(possible.contains(&started_from), "{status:#}");
+        assert!(!node.log_text().contains("damaged"), "{}", node.log_text());
+        folder = node.kill();
+    }
+}
