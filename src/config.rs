@@ -193,7 +193,7 @@ pub enum Watch {
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// An atomic swap; nothing is cut that the new file still allows.
+    /// A swap in place; nothing is cut that the new file still allows.
     Live,
     /// One listener is made anew, new before old.
     Rebind,

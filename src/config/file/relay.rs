@@ -43,7 +43,7 @@ impl Default for RelayFile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnShrinkFile {
-    /// Nobody new is admitted until the load fits; nothing is cut.
+    /// Nobody new is admitted until the load fits, and nothing is cut.
     Drain,
     /// The newest surplus is closed.
     Evict,
