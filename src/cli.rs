@@ -12,7 +12,10 @@ mod status;
 mod text;
 mod validate;
 
-use crate::{config::Diagnostic, telemetry::colour_wanted};
+use crate::{
+    config::{Diagnostic, Format, diagnostic::findings},
+    telemetry::colour_wanted,
+};
 use clap::{Parser, Subcommand};
 use std::{
     error::Error,
@@ -88,9 +91,9 @@ fn why(error: &dyn Error) -> String {
 
 /// Shows what is wrong with a file, on standard error.
 fn complain_of(diagnostics: &[Diagnostic]) {
-    for diagnostic in diagnostics {
-        let _ = writeln!(io::stderr().lock(), "{}", diagnostic.short());
-    }
+    let mut stderr = io::stderr().lock();
+    let colour = colour_wanted(stderr.is_terminal());
+    let _ = stderr.write_all(findings(diagnostics, Format::Human, colour).as_bytes());
 }
 
 /// How results look where standard output goes.

@@ -13,6 +13,7 @@ use std::{
 };
 use tracing_subscriber::{
     EnvFilter, Registry,
+    filter::LevelFilter,
     fmt::MakeWriter,
     layer::SubscriberExt,
     reload::{self, Handle},
@@ -70,7 +71,7 @@ impl Log {
     where
         W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
     {
-        let (filter, handle) = reload::Layer::new(EnvFilter::new("info"));
+        let (filter, handle) = reload::Layer::new(EnvFilter::new("libp2p_swarm=warn,info"));
         let format = Arc::new(line::Current::new(format));
         let colour = colour_wanted(io::stderr().is_terminal());
         let lines = tracing_subscriber::fmt::layer()
@@ -88,12 +89,20 @@ impl Log {
 
     /// Checks a `[log]` section. Nothing changes yet.
     pub fn prepare(&self, section: &config::Log) -> Result<PreparedLog, LogError> {
-        let filter = EnvFilter::builder()
-            .parse(&section.level)
-            .map_err(|error| LogError::Level {
-                directives: section.level.clone(),
-                reason: error.to_string(),
-            })?;
+        let level = &section.level;
+        let understood = |directives: &str| {
+            EnvFilter::builder()
+                .parse(directives)
+                .map_err(|error| LogError::Level {
+                    directives: level.clone(),
+                    reason: error.to_string(),
+                })
+        };
+        let mut filter = understood(level)?;
+        if filter.max_level_hint() <= Some(LevelFilter::INFO) && !level.contains("libp2p") {
+            // At `info` the swarm greets with a line that says less than ours.
+            filter = understood(&format!("libp2p_swarm=warn,{level}"))?;
+        }
         let format = match section.format {
             config::LogFormat::Auto => Format::suited_to_stderr(),
             config::LogFormat::Text => Format::Text,
@@ -250,6 +259,32 @@ mod tests {
             let text = page.take();
             assert!(text.contains("still") && text.contains("loud"), "{text}");
             assert!(!text.contains("silent"), "{text}");
+        });
+    }
+
+    #[test]
+    fn at_info_a_dependency_does_not_greet_and_who_asks_for_more_gets_it() {
+        logged(|log, page| {
+            let greet = || tracing::info!(target: "libp2p_swarm", "hello");
+            greet();
+            log.commit(
+                log.prepare(&section("info", config::LogFormat::Text))
+                    .unwrap(),
+            );
+            greet();
+            assert_eq!(page.take(), "");
+            for wordy in [
+                "debug",
+                "info,libp2p_swarm=info",
+                "info,edgevpn::relay=trace",
+            ] {
+                log.commit(
+                    log.prepare(&section(wordy, config::LogFormat::Text))
+                        .unwrap(),
+                );
+                greet();
+                assert!(page.take().contains("hello"), "{wordy}");
+            }
         });
     }
 

@@ -3,7 +3,7 @@
 use super::{complain, complain_of, find::Find, json, paint, print, text::*, why};
 use crate::{
     api::{Candidate, Planned},
-    config::{Class, Diagnostic},
+    config::{Class, Diagnostic, Format, diagnostic::findings},
     id::{Generation, parse_peer_id},
     plan::{Change, Entries, Plan},
     reload::read::{self, FILE_CAP},
@@ -27,14 +27,23 @@ const NAMED: usize = 3;
 /// Places that are named for entries that are counted.
 const PLACES: usize = 6;
 
-/// Show what a file would change, and what that costs: against OLD, or against a running node
+/// Show what a file would change, against another file or against a running node
 ///
-/// Exit codes: 0 printed, 1 a file is invalid, 2 could not run. With --exit-code the costliest change: 0 none, 3 live,
-/// 4 rebind or rejoin, 5 restart.
+/// Exit codes:
+///   0  printed; with --exit-code: nothing changes
+///   1  a file is invalid
+///   2  could not run
+///   3  with --exit-code: the costliest change is live
+///   4  with --exit-code: it re-binds a listener, or joins another network
+///   5  with --exit-code: it needs a restart
 #[derive(Debug, clap::Args)]
+#[command(
+    verbatim_doc_comment,
+    override_usage = "edgevpn plan [OPTIONS] [OLD] <NEW>"
+)]
 pub(super) struct Args {
-    /// The file to plan, or OLD and NEW to compare two files without a node
-    #[arg(value_names = ["OLD", "NEW"], num_args = 1..=2, required = true)]
+    /// The file to plan; two files are compared without a node
+    #[arg(value_name = "FILE", num_args = 1..=2, required = true)]
     files: Vec<PathBuf>,
     #[command(flatten)]
     find: Find,
@@ -130,13 +139,11 @@ fn could_not(error: impl std::error::Error) -> ExitCode {
 fn lines(title: &str, planned: &Planned, paint: Paint) -> String {
     let changes = &planned.plan.changes;
     let mut text = String::new();
-    for warning in planned
-        .diagnostics
-        .iter()
-        .filter(|diagnostic| !diagnostic.is_error())
-    {
-        text.push_str(&format!("{}\n", warning.short()));
-    }
+    text.push_str(&findings(
+        &planned.diagnostics,
+        Format::Human,
+        paint.colour(),
+    ));
     if changes.is_empty() {
         return text + &format!("{title}: nothing changes\n");
     }

@@ -1,6 +1,6 @@
 //! `edgevpn reload`: has a running node read its file again, and brings back the verdict.
 
-use super::{complain, find::Find, json, paint, print, status::why, text::*};
+use super::{complain, find::Find, json, paint, print, status::explained, text::*};
 use crate::{
     api::{ClientError, Order},
     plan::{Acknowledgement, Outcome},
@@ -12,10 +12,16 @@ const TELLING: Duration = Duration::from_secs(10);
 
 /// Have a running node read its file again
 ///
-/// Exit codes: 0 applied or unchanged, 1 rejected or failed, 2 no node answers, 3 rolled back, 4 refused because a change costs
-/// more than `reload.max_impact` permits or needs a restart, 5 no verdict in time. Without --wait: 0 as soon as the node has
-/// been told.
+/// Exit codes with --wait:
+///   0  applied or unchanged
+///   1  rejected or failed: the file is invalid or cannot be carried out
+///   2  no node answers
+///   3  rolled back
+///   4  refused: a change costs more than `reload.max_impact` permits, or needs a restart
+///   5  no verdict in time
+/// Without --wait it is 0 as soon as the node has been told.
 #[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
 pub(super) struct Args {
     #[command(flatten)]
     find: Find,
@@ -133,5 +139,5 @@ fn lines(verdict: &Acknowledgement, paint: Paint) -> String {
         Outcome::Failed => format!("{} (sha256 {hash}…): {keeps}", paint.bad("failed")),
         Outcome::RolledBack => format!("{}: {keeps}", paint.warn("rolled back")),
     };
-    head + "\n" + &why(verdict)
+    head + "\n" + &explained(verdict, paint)
 }

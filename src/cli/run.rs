@@ -17,10 +17,16 @@ const LEFTOVERS: Duration = Duration::from_secs(1);
 
 /// Run a node that follows FILE until it is stopped
 ///
-/// SIGHUP reads the file again. SIGTERM and SIGINT admit nobody any more and let circuits end; a second one ends at once.
+/// SIGHUP reads the file again. SIGTERM and SIGINT admit nobody any more and let circuits end;
+/// a second one ends at once.
 ///
-/// Exit codes: 0 clean stop, 69 an address or the state directory cannot be had, 77 a right is missing, 78 invalid configuration or key.
+/// Exit codes:
+///    0  stopped by SIGTERM or SIGINT
+///   69  an address or the state directory cannot be had
+///   77  a right is missing
+///   78  the configuration or the key cannot be used
 #[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
 pub(super) struct Args {
     /// Configuration file
     #[arg(short, long, value_name = "FILE")]

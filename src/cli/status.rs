@@ -3,6 +3,7 @@
 use super::{complain, find::Find, json, paint, print, text::*};
 use crate::{
     api::StatusReport,
+    config::{Format, diagnostic::findings},
     plan::{Acknowledgement, Outcome, State},
     relay,
 };
@@ -17,10 +18,14 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// Peers listed; `--json` has more.
 const LISTED: usize = 20;
 
-/// Show what a running node does: generation, addresses, reservations, circuits, watching
+/// Show what a running node does, and whether that is what its file says
 ///
-/// Exit codes: 0 in sync with its file, 2 no node answers, 3 not in sync.
+/// Exit codes:
+///   0  in sync with its file
+///   2  no node answers
+///   3  not in sync
 #[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
 pub(super) struct Args {
     #[command(flatten)]
     find: Find,
@@ -152,18 +157,18 @@ fn trouble(report: &StatusReport, paint: Paint) -> Option<String> {
     if let Some(attempt) = &report.last_attempt
         && !matches!(attempt.outcome, Outcome::Applied | Outcome::Unchanged)
     {
-        text.push_str(&why(attempt));
+        text.push_str(&explained(attempt, paint));
     }
     Some(text)
 }
 
 /// What an attempt that did not apply has to say.
-pub(super) fn why(attempt: &Acknowledgement) -> String {
-    let mut text = String::new();
-    for diagnostic in &attempt.diagnostics {
-        text.push_str(&diagnostic.short());
-        text.push('\n');
-    }
+pub(super) fn explained(attempt: &Acknowledgement, paint: Paint) -> String {
+    let shown = findings(&attempt.diagnostics, Format::Human, paint.colour());
+    let mut text = match shown.trim_end() {
+        "" => String::new(),
+        shown => format!("\n{shown}\n"),
+    };
     if let Some(cause) = &attempt.cause {
         text.push_str(&format!("{cause}\n"));
     }

@@ -15,6 +15,10 @@ impl Paint {
         Self(colour)
     }
 
+    pub(super) fn colour(self) -> bool {
+        self.0
+    }
+
     pub(super) fn good(self, text: &str) -> String {
         self.sgr("32", text)
     }

@@ -60,10 +60,12 @@ async fn status_of_a_node_that_is_not_in_sync_begins_with_the_diagnostic_and_exi
         lines.next(),
         Some("edgevpn.toml is not in force: generation 13 (4f1c9e) stays in force")
     );
+    assert_eq!(lines.next(), Some(""));
     assert_eq!(
         lines.next(),
-        Some("edgevpn.toml:31:16: error[EV0102]: `max_duration` is not a duration")
+        Some("error[EV0102]: `max_duration` is not a duration")
     );
+    assert_eq!(lines.next(), Some("--> edgevpn.toml:31:16"));
     assert_eq!(lines.next(), Some(""));
     assert!(lines.next().unwrap().contains("not in sync  generation 13"));
 }
@@ -121,8 +123,8 @@ async fn an_attempt_is_told_in_one_line_and_an_exit_code() {
         (
             rejected(),
             1,
-            "rejected (sha256 91ab02…): generation 13 (4f1c9e) stays in force\n\
-             edgevpn.toml:31:16: error[EV0102]: `max_duration` is not a duration\n",
+            "rejected (sha256 91ab02…): generation 13 (4f1c9e) stays in force\n\n\
+             error[EV0102]: `max_duration` is not a duration\n--> edgevpn.toml:31:16\n",
         ),
         (
             failed,
@@ -270,6 +272,27 @@ async fn a_reader_that_stops_reading_is_no_failure() {
     command.arg("-c").arg(script);
     let shown = Shown::of(command).await;
     assert_eq!((shown.code, shown.err.as_str()), (0, ""));
+}
+
+#[tokio::test]
+async fn help_fits_the_width_and_names_every_exit_code() {
+    let home = TempDir::new().unwrap();
+    for (command, codes) in [
+        ("run", &["0", "69", "77", "78"][..]),
+        ("reload", &["0", "1", "2", "3", "4", "5"]),
+        ("status", &["0", "2", "3"]),
+        ("plan", &["0", "1", "2", "3", "4", "5"]),
+    ] {
+        let shown = edgevpn(&[command, "--help"], home.path()).await;
+        assert_eq!(shown.code, 0);
+        for line in shown.out.lines() {
+            assert!(line.chars().count() <= 100, "{line}");
+        }
+        for code in codes {
+            let names = |line: &str| line.trim_start().starts_with(&format!("{code}  "));
+            assert!(shown.out.lines().any(names), "{command} {code}");
+        }
+    }
 }
 
 #[tokio::test]
