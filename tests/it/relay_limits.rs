@@ -5,7 +5,7 @@ use crate::support::relay::{
 };
 use edgevpn::{
     acl::Subject,
-    net::relay::{End, Timeouts},
+    net::relay::{End, Timeouts, proto},
     relay::{Limit, OnShrink},
 };
 use futures::{AsyncReadExt, AsyncWriteExt, future};
@@ -308,6 +308,7 @@ async fn a_stopping_relay_denies_everybody_and_lets_circuits_end() {
     relay
         .with(|swarm| swarm.behaviour_mut().relay.drain())
         .await;
+    destination.announced(proto::HOP, false).await;
     assert_eq!(destination.reserve(relay.peer).await, Err(Refused(202)));
     let another = source.connect(relay.peer, destination.peer).await;
     assert_eq!(another.err(), Some(Refused(202)));

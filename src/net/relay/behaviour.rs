@@ -51,6 +51,8 @@ pub struct Behaviour {
     news: Option<BoxFuture<'static, bool>>,
     admission: Admission,
     common: Arc<Common>,
+    /// The node stops: nothing is announced any more.
+    stopping: bool,
     terms: Arc<Terms>,
     links: Links,
     circuits: HashMap<CircuitId, Running>,
@@ -106,6 +108,7 @@ impl Behaviour {
                 serving: settings.service.into(),
                 timeouts,
             }),
+            stopping: false,
             terms: Arc::new(terms),
             links: Links::default(),
             circuits: HashMap::new(),
@@ -121,7 +124,9 @@ impl Behaviour {
 
     /// The node stops: from now on every request is refused; circuits run on until they end.
     pub fn drain(&mut self) {
+        self.stopping = true;
         self.admission.drain();
+        self.announce(false);
     }
 
     /// Whether no circuit runs and none is about to.
@@ -166,19 +171,21 @@ impl Behaviour {
                 running.control.look_again();
             }
         }
-        let served = self
-            .common
-            .serving
-            .swap(settings.service, Ordering::Relaxed);
-        if served != settings.service {
-            for link in self.links.all() {
-                self.order(link, Order::Announce);
-            }
-        }
+        self.announce(settings.service && !self.stopping);
         self.tell(Event::PolicyApplied {
             generation: snapshot.generation,
             settled,
         });
+    }
+
+    /// Announces the hop protocol to all peers, or no longer.
+    fn announce(&mut self, serving: bool) {
+        if self.common.serving.swap(serving, Ordering::Relaxed) == serving {
+            return;
+        }
+        for link in self.links.all() {
+            self.order(link, Order::Announce);
+        }
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -215,7 +222,7 @@ impl Behaviour {
         self.adopt(now);
         let (operation, refusal) = match request {
             Request::Reserve => match self.reserve(link, key, now) {
-                Ok(frame) => return self.order(link, Order::Answer(answer, frame)),
+                Ok(frame) => return self.order(link, Order::Reserve(answer, frame)),
                 Err(refusal) => (Operation::Reserve, refusal),
             },
             Request::Connect { destination } => {
@@ -247,7 +254,6 @@ impl Behaviour {
     ) -> Result<Vec<u8>, Refusal> {
         let reserved = self.admission.reserve(link.peer, key, now)?;
         let frame = grant::reservation(&self.key, &self.addresses, link.peer, &reserved);
-        self.order(link, Order::Hold(true));
         self.tell(Event::Reserved {
             peer: link.peer,
             renewed: reserved.renewed,

@@ -123,8 +123,13 @@ impl End {
 /// Runs the circuit from the admission to its end, whatever happens.
 pub async fn run(opening: Opening) -> (CircuitId, End) {
     let circuit = opening.circuit;
-    let end = AssertUnwindSafe(open_and_carry(opening)).catch_unwind();
-    (circuit, end.await.unwrap_or(End::Panicked))
+    (circuit, contain(open_and_carry(opening)).await)
+}
+
+/// A panic is the end of one circuit. What it held is dropped with it: streams are reset, bytes given back.
+async fn contain(circuit: impl Future<Output = End>) -> End {
+    let end = AssertUnwindSafe(circuit).catch_unwind();
+    end.await.unwrap_or(End::Panicked)
 }
 
 async fn open_and_carry(opening: Opening) -> End {
@@ -164,7 +169,7 @@ async fn open_and_carry(opening: Opening) -> End {
             .map(|source| (source, destination)),
         Err((status, end)) => {
             // A source that does not take its answer has lost nothing but the answer.
-            let _ = answer.refuse(proto::status_frame(status, None)).await;
+            let _ = answer.tell(proto::status_frame(status, None)).await;
             return end;
         }
     };
@@ -319,5 +324,34 @@ fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::Buffers;
+    use futures::executor::block_on;
+
+    #[test]
+    fn a_panic_ends_one_circuit_and_gives_back_what_it_held() {
+        let buffers = Buffers::default();
+        let mut share = buffers.share();
+        let circuit = async move {
+            share.set(1000);
+            panic!("as planned");
+        };
+        assert_eq!(block_on(contain(circuit)), End::Panicked);
+        assert_eq!(buffers.held(), 0);
+    }
+
+    #[test]
+    fn a_circuit_that_is_cut_learns_it_whether_it_waits_or_not() {
+        let control = Control::default();
+        let cx = &mut Context::from_waker(futures::task::noop_waker_ref());
+        assert!(control.poll_cut(cx).is_pending());
+        control.cut(Status::PermissionDenied);
+        control.cut(Status::ConnectionFailed);
+        assert_eq!(control.poll_cut(cx), Poll::Ready(Status::PermissionDenied));
     }
 }

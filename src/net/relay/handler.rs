@@ -72,6 +72,8 @@ pub struct Common {
 pub enum Order {
     /// Send this frame and close the stream.
     Answer(Box<Answer>, Vec<u8>),
+    /// The same, and keep the connection open: the frame grants a reservation.
+    Reserve(Box<Answer>, Vec<u8>),
     /// Open a stop stream. Dropping the sender says that it failed.
     OpenStop(oneshot::Sender<Stream>),
     /// Keep the connection open although nothing runs on it, or no longer.
@@ -120,7 +122,7 @@ impl Answer {
     }
 
     /// Sends a last word and closes the stream.
-    pub async fn refuse(mut self, frame: Vec<u8>) -> io::Result<()> {
+    pub async fn tell(mut self, frame: Vec<u8>) -> io::Result<()> {
         timeout_at(self.deadline, async {
             proto::write_frame(&mut self.stream, &frame).await?;
             self.stream.close().await
@@ -172,6 +174,15 @@ impl Handler {
         }
     }
 
+    fn answer(&mut self, answer: Answer, frame: Vec<u8>) {
+        let told = async move {
+            // A peer that does not take its answer has lost nothing but the answer.
+            let _ = answer.tell(frame).await;
+            None
+        };
+        self.work.push(told.boxed());
+    }
+
     fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let mut at = 0;
         while let Some(work) = self.work.get_mut(at) {
@@ -212,14 +223,11 @@ impl ConnectionHandler for Handler {
 
     fn on_behaviour_event(&mut self, order: Order) {
         match order {
-            Order::Answer(answer, frame) => self.work.push(
-                async move {
-                    // A peer that does not take its answer has lost nothing but the answer.
-                    let _ = answer.refuse(frame).await;
-                    None
-                }
-                .boxed(),
-            ),
+            Order::Answer(answer, frame) => self.answer(*answer, frame),
+            Order::Reserve(answer, frame) => {
+                self.held = true;
+                self.answer(*answer, frame);
+            }
             Order::OpenStop(reply) => self.stops.push_back(reply),
             Order::Hold(hold) => self.held = hold,
             // The connection compares what is announced after every turn, and this order has brought one about.
@@ -297,7 +305,7 @@ async fn hear(mut stream: Stream, place: Place, timeouts: Timeouts) -> Option<Ev
         Ok(request) => Some(Event::Asked(request, Box::new(answer(stream, place)))),
         Err(bad) => {
             let frame = proto::status_frame(bad.status(), None);
-            let _ = answer(stream, place).refuse(frame).await;
+            let _ = answer(stream, place).tell(frame).await;
             let fault = match bad {
                 BadMessage::Malformed => Fault::Malformed,
                 BadMessage::Unexpected => Fault::Unexpected,
@@ -337,6 +345,7 @@ impl fmt::Debug for Order {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Order::Answer(..) => "Answer",
+            Order::Reserve(..) => "Reserve",
             Order::OpenStop(_) => "OpenStop",
             Order::Hold(true) => "Hold",
             Order::Hold(false) => "LetGo",
