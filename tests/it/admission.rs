@@ -1,1 +1,493 @@
+//! Caps hold under any sequence of requests, expiries, disconnects and changes of policy: `Admission` and `Acl` are
+//! compared with naive versions that look at everything each time.
 
+mod model;
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use edgevpn::{
+    acl::{Acl, Action, Audience, Entries, Entry, Mode, Operation, Rules, Subject},
+    id::{Generation, Origin, PeerId},
+    relay::{
+        Admission, Bucket, CircuitId, ConnectionKey, Limit, OnShrink, Rate, Refusal, Resources,
+        Settings,
+        admission::{Effect, Policy, Settled},
+    },
+};
+use proptest::prelude::*;
+
+use model::Model;
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn admission_agrees_with_a_naive_model_and_leaks_nothing(
+        first in file(),
+        steps in prop::collection::vec(step(), 1..120),
+    ) {
+        let mut both = Both::new(first);
+        for step in steps {
+            both.take(step);
+        }
+        both.end();
+    }
+
+    #[test]
+    fn a_decision_is_what_a_linear_search_says(
+        reserve in audience(),
+        connect in audience(),
+        entries in prop::collection::vec((action(), subject()), 0..30),
+        questions in prop::collection::vec((0..PEERS, place()), 1..40),
+    ) {
+        let written = Written { reserve, connect, mode: Mode::Enforce, entries };
+        let acl = written.compile();
+        for (number, place) in questions {
+            for operation in [Operation::Reserve, Operation::Connect] {
+                let decision = acl.decide(operation, &peer(number), place);
+                prop_assert_eq!(
+                    decision.admit,
+                    written.admits(operation, number, place),
+                    "{:?} {} {:?} by {}", operation, number, place, decision.rule
+                );
+            }
+        }
+        let again = written.compile();
+        prop_assert_eq!(acl.difference(&again, 9).added.total, 0);
+        prop_assert_eq!(acl, again);
+    }
+
+    #[test]
+    fn a_bucket_never_gives_more_than_its_rate_and_nothing_less(
+        count in 1..20_u32,
+        per in 1..1_000_000_u64,
+        waits in prop::collection::vec(0..200_000_u64, 1..100),
+    ) {
+        let rate = Rate { count, per: Duration::from_nanos(per) };
+        let start = now();
+        let (mut bucket, mut at) = (Bucket::default(), 0);
+        // In tokens times `per`, to stay with whole numbers.
+        let (full, mut tokens) = (u128::from(count) * u128::from(per), u128::from(count) * u128::from(per));
+        for wait in waits {
+            at += wait;
+            tokens = (tokens + u128::from(wait) * u128::from(count)).min(full);
+            let expected = tokens >= u128::from(per);
+            let taken = bucket.take(Limit::At(rate), start + Duration::from_nanos(at));
+            prop_assert_eq!(taken.is_ok(), expected);
+            match taken {
+                Ok(()) => tokens -= u128::from(per),
+                Err(wait) => {
+                    let missing = u128::from(per) - tokens;
+                    prop_assert_eq!(wait.as_nanos(), missing.div_ceil(u128::from(count)));
+                }
+            }
+        }
+    }
+}
+
+/// The real thing and the model, fed alike and compared after each step.
+struct Both {
+    admission: Admission,
+    model: Model,
+    now: Instant,
+    next_connection: u64,
+}
+
+impl Both {
+    fn new(file: File) -> Self {
+        Self {
+            admission: Admission::new(file.policy()),
+            model: Model::new(file),
+            now: now(),
+            next_connection: 0,
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        let before = self.model.load();
+        let capped = !matches!(step, Step::Edit(_));
+        match step {
+            Step::Join(number, place) => {
+                let key = self.next_connection;
+                self.next_connection += 1;
+                self.admission
+                    .connected(peer(number), ConnectionKey(key), place);
+                self.model.connected(number, key, place);
+            }
+            Step::Leave(at) => {
+                self.sweep();
+                if let Some((number, key)) = self.model.connection(at) {
+                    let effects =
+                        self.admission
+                            .disconnected(&peer(number), ConnectionKey(key), self.now);
+                    assert_eq!(told(&effects), self.model.disconnected(number, key));
+                }
+            }
+            Step::Reserve(at) => {
+                if let Some((number, key)) = self.model.connection(at) {
+                    let decided =
+                        self.admission
+                            .reserve(peer(number), ConnectionKey(key), self.now);
+                    let decided = decided.map(|reserved| reserved.renewed);
+                    let expected = self.model.reserve(number, key, self.now);
+                    assert_eq!(decided.map_err(|refusal| refusal.label()), expected);
+                }
+            }
+            Step::Connect(at, to) => {
+                if let Some((number, key)) = self.model.connection(at) {
+                    let decided = self.admission.connect(
+                        peer(number),
+                        ConnectionKey(key),
+                        peer(to),
+                        self.now,
+                    );
+                    let decided =
+                        decided.map(|ticket| (ticket.circuit.0, ticket.destination_connection.0));
+                    let expected = self.model.connect(number, key, to, self.now);
+                    assert_eq!(decided.map_err(|refusal| refusal.label()), expected);
+                }
+            }
+            Step::Establish(at) => {
+                if let Some(id) = self.model.circuit(at) {
+                    let decided = self.admission.established(CircuitId(id), self.now);
+                    let expected = self.model.established(id);
+                    assert_eq!(decided.map_err(|refusal| refusal.label()), expected);
+                }
+            }
+            Step::Close(at) => {
+                if let Some(id) = self.model.circuit(at) {
+                    self.admission.closed(CircuitId(id), self.now);
+                    self.model.closed(id);
+                }
+            }
+            Step::Wait(seconds) => self.now += Duration::from_secs(seconds),
+            Step::Sweep => self.sweep(),
+            Step::Edit(file) => self.edit(*file),
+        }
+        self.compare();
+        if capped {
+            self.model.assert_nothing_grew_beyond_its_cap(&before);
+        }
+    }
+
+    fn edit(&mut self, file: File) {
+        self.sweep();
+        let policy = file.policy();
+        let foreseen = self.admission.impact(&policy);
+        let settled = self.admission.set_policy(policy.clone(), self.now);
+        assert_eq!(foreseen, settled.impact, "plan and reload agree");
+        let effects = told(&settled.effects);
+        assert_eq!(effects.len(), settled.effects.len(), "each is told once");
+        assert_eq!(effects, self.model.set_file(file));
+        self.compare();
+        let again = self.admission.set_policy(policy, self.now);
+        assert_eq!(again.effects, [], "the same policy twice is no change");
+        if self.model.evicts() {
+            self.model.assert_caps_hold();
+            assert_eq!(again, Settled::default(), "nothing is left to drain");
+        }
+    }
+
+    fn sweep(&mut self) {
+        let now = self.now;
+        let effects: Vec<_> = std::iter::from_fn(|| self.admission.poll_expired(now)).collect();
+        let expected = self.model.sweep(now);
+        // What the model swept on the way may have been swept by a request already.
+        let effects = told(&effects);
+        assert!(expected.is_subset(&effects), "{expected:?} {effects:?}");
+        let next = self.admission.next_deadline();
+        assert!(next.is_none_or(|at| at > now), "nothing stays due");
+    }
+
+    fn compare(&self) {
+        self.admission.check_invariants();
+        let report = self.admission.report(self.now, |_| Default::default());
+        let load = self.model.load();
+        assert_eq!(report.circuits as usize, load.circuits);
+        assert_eq!(report.handshakes as usize, load.handshakes);
+        for number in 0..PEERS {
+            assert_eq!(
+                self.admission.holds_reservation(&peer(number), self.now),
+                self.model.holds(number, self.now),
+                "reservation of {number}"
+            );
+        }
+    }
+
+    /// Everybody leaves: nothing may be left behind.
+    fn end(mut self) {
+        while let Some((number, key)) = self.model.connection(0) {
+            self.take(Step::Leave(0));
+            assert_ne!(self.model.connection(0), Some((number, key)));
+        }
+        self.sweep();
+        let report = self.admission.report(self.now, |_| Default::default());
+        assert_eq!(
+            (report.reservations, report.circuits, report.handshakes),
+            (0, 0, 0)
+        );
+        assert!(report.peers.is_empty() && self.admission.is_idle());
+        assert_eq!(self.admission.next_deadline(), None);
+    }
+}
+
+/// Effects in a form that both sides can produce.
+fn told(effects: &[Effect]) -> BTreeSet<String> {
+    let tell = |effect: &Effect| match effect {
+        Effect::EndReservation { peer, .. } => format!("end {peer}"),
+        Effect::CutCircuit { circuit, .. } => format!("cut {}", circuit.0),
+        Effect::CloseConnections { peer } => format!("close {peer}"),
+    };
+    effects.iter().map(tell).collect()
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Join(u8, Option<IpAddr>),
+    /// By position among the connections there are, as for all the others.
+    Leave(usize),
+    Reserve(usize),
+    Connect(usize, u8),
+    Establish(usize),
+    Close(usize),
+    Wait(u64),
+    Sweep,
+    Edit(Box<File>),
+}
+
+/// What the operator wrote.
+#[derive(Clone, Debug)]
+struct File {
+    settings: Settings,
+    access: Written,
+}
+
+#[derive(Clone, Debug)]
+struct Written {
+    reserve: Audience,
+    connect: Audience,
+    mode: Mode,
+    entries: Vec<(Action, Subject)>,
+}
+
+impl File {
+    fn policy(&self) -> Policy {
+        Policy {
+            generation: Generation(1),
+            acl: Arc::new(self.access.compile()),
+            settings: self.settings.clone(),
+        }
+    }
+}
+
+impl Written {
+    fn compile(&self) -> Acl {
+        let entries = self.entries.iter().map(|(action, subject)| {
+            let entry = Entry {
+                subject: *subject,
+                list: None,
+                origin: Origin::Default,
+            };
+            (*action, entry)
+        });
+        Acl::compile(Rules {
+            reserve: self.reserve,
+            connect: self.connect,
+            reserve_origin: Origin::Default,
+            connect_origin: Origin::Default,
+            mode: self.mode,
+            entries: entries.collect::<Entries>(),
+            tests: Vec::new(),
+        })
+    }
+
+    /// The access decision, word by word.
+    fn admits(&self, operation: Operation, number: u8, place: Option<IpAddr>) -> bool {
+        let place = place.map(|place| place.to_canonical());
+        let says = |wanted: Action| {
+            self.entries.iter().any(|(action, subject)| {
+                let meant = match subject {
+                    Subject::Peer(named) => *named == peer(number),
+                    Subject::Network(network) => {
+                        place.is_some_and(|place| network.contains(&place))
+                    }
+                };
+                *action == wanted && meant
+            })
+        };
+        let audience = match operation {
+            Operation::Reserve => self.reserve,
+            Operation::Connect => self.connect,
+        };
+        !says(Action::Deny) && (says(Action::Allow) || audience == Audience::Anyone)
+    }
+}
+
+const PEERS: u8 = 8;
+
+fn peer(number: u8) -> PeerId {
+    let mut key = vec![0, 36, 8, 1, 18, 32];
+    key.extend([number; 32]);
+    PeerId::from_bytes(&key).expect("an Ed25519 key")
+}
+
+#[allow(clippy::disallowed_methods)] // Tests start their own clock.
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Few places, so that they collide: two IPv4 addresses, one of them mapped as well, and three of two /64.
+fn place() -> impl Strategy<Value = Option<IpAddr>> {
+    let places = [
+        "192.0.2.1",
+        "192.0.2.2",
+        "::ffff:192.0.2.1",
+        "2001:db8:0:1::1",
+        "2001:db8:0:1:8000::",
+        "2001:db8:0:2::1",
+    ];
+    let places = places.map(|place| Some(place.parse().expect("an address")));
+    prop_oneof![9 => prop::sample::select(places.to_vec()), 1 => Just(None)]
+}
+
+fn subject() -> impl Strategy<Value = Subject> {
+    let networks = [
+        "192.0.2.0/24",
+        "192.0.2.0/31",
+        "192.0.2.1/32",
+        "192.0.2.77/30",
+        "2001:db8::/63",
+        "2001:db8:0:1::/64",
+        "2001:db8:0:1:8000::/65",
+        "2001:db8:0:2::1/128",
+        "0.0.0.0/0",
+        "::/0",
+    ];
+    let networks = networks.map(|text| Subject::Network(text.parse().expect("a network")));
+    prop_oneof![
+        (0..PEERS).prop_map(|number| Subject::Peer(peer(number))),
+        prop::sample::select(networks.to_vec()),
+    ]
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![Just(Action::Allow), Just(Action::Deny)]
+}
+
+fn audience() -> impl Strategy<Value = Audience> {
+    prop_oneof![1 => Just(Audience::Listed), 3 => Just(Audience::Anyone)]
+}
+
+fn file() -> impl Strategy<Value = File> {
+    let access = (
+        audience(),
+        audience(),
+        prop_oneof![4 => Just(Mode::Enforce), 1 => Just(Mode::Shadow)],
+        prop::collection::vec((action(), subject()), 0..3),
+    );
+    let access = access.prop_map(|(reserve, connect, mode, entries)| Written {
+        reserve,
+        connect,
+        mode,
+        entries,
+    });
+    let on_shrink = prop_oneof![Just(OnShrink::Drain), Just(OnShrink::Evict)];
+    let settings = (
+        prop::bool::weighted(0.9),
+        on_shrink,
+        0..5_u32,
+        1..8_u32,
+        1..5_u32,
+        0..6_u32,
+        prop::sample::select(vec![1, 60, 600]),
+    );
+    let settings = settings.prop_map(
+        |(service, on_shrink, circuits, total, from_one_place, circuits_total, ttl)| Settings {
+            service,
+            on_shrink,
+            resources: Resources {
+                max_data: Limit::Unlimited,
+                max_duration: Limit::Unlimited,
+                max_circuits: circuits,
+                reservation_ttl: Duration::from_secs(ttl),
+                buffer_size: 65_536,
+                max_reservations: total,
+                max_reservations_per_ip: from_one_place,
+                max_circuits_total: circuits_total,
+                reservation_rate: Limit::Unlimited,
+                circuit_rate: Limit::Unlimited,
+                bandwidth: Limit::Unlimited,
+                bandwidth_per_circuit: Limit::Unlimited,
+                max_buffers: u64::MAX,
+            },
+        },
+    );
+    (settings, access).prop_map(|(settings, access)| File { settings, access })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let any = 0..64_usize;
+    prop_oneof![
+        4 => (0..PEERS, place()).prop_map(|(number, place)| Step::Join(number, place)),
+        2 => any.clone().prop_map(Step::Leave),
+        6 => any.clone().prop_map(Step::Reserve),
+        8 => (any.clone(), 0..PEERS).prop_map(|(at, to)| Step::Connect(at, to)),
+        6 => any.clone().prop_map(Step::Establish),
+        2 => any.prop_map(Step::Close),
+        2 => prop::sample::select(vec![0, 1, 30, 59, 60, 600]).prop_map(Step::Wait),
+        1 => Just(Step::Sweep),
+        1 => file().prop_map(|file| Step::Edit(Box::new(file))),
+    ]
+}
+
+/// A refusal's label is what both sides compare; a status follows from it.
+#[test]
+fn every_refusal_has_the_status_that_the_table_says() {
+    let rule = Written {
+        reserve: Audience::Listed,
+        connect: Audience::Listed,
+        mode: Mode::Enforce,
+        entries: Vec::new(),
+    };
+    let rule = rule
+        .compile()
+        .decide(Operation::Reserve, &peer(1), None)
+        .rule;
+    let prefix = "192.0.2.1/32".parse().expect("a prefix");
+    let retry_after = Duration::ZERO;
+    let operation = Operation::Connect;
+    let cases = [
+        (Refusal::Denied(rule), 202),
+        (Refusal::ServiceOff, 202),
+        (Refusal::Stopping, 202),
+        (Refusal::Relayed, 202),
+        (Refusal::NodeFull { cap: 1 }, 200),
+        (Refusal::AddressFull { prefix, cap: 1 }, 200),
+        (
+            Refusal::TooFast {
+                operation,
+                retry_after,
+            },
+            201,
+        ),
+        (Refusal::SourceFull { cap: 1 }, 201),
+        (Refusal::DestinationFull { cap: 1 }, 201),
+        (Refusal::CircuitsFull { cap: 1 }, 201),
+        (Refusal::BuffersFull { cap: 1 }, 201),
+        (Refusal::HandshakesFull { cap: 1 }, 201),
+        (Refusal::Unreachable, 203),
+        (Refusal::NoReservation, 204),
+        (Refusal::Malformed, 400),
+        (Refusal::Unexpected, 401),
+    ];
+    let labels: BTreeSet<_> = cases.iter().map(|(refusal, _)| refusal.label()).collect();
+    assert_eq!(labels.len(), cases.len(), "each has a label of its own");
+    for (refusal, status) in cases {
+        assert_eq!(refusal.status() as u16, status, "{refusal}");
+    }
+}
