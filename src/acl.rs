@@ -541,7 +541,8 @@ mod tests {
             "Deny 10.1.0.0/16 edgevpn.toml:3".to_owned(),
         ];
         assert_eq!(listed(difference.removed), removed);
-        assert_eq!(old.difference(&old, 9), Difference::default());
+        let spelt = acl(&[(Allow, "1"), (Deny, "10.7.0.0/8"), (Deny, "10.1.2.3/16")]);
+        assert_eq!(old.difference(&spelt, 9), Difference::default());
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod refusal;
 mod report;
 
 pub use admission::{Admission, CircuitId, ConnectionKey};
-pub use bucket::{Bucket, Shaper};
+pub use bucket::Bucket;
 pub use buffers::{Buffers, Share};
 pub use refusal::Refusal;
 pub use report::{Bytes, PeerReport, Report};

@@ -626,6 +626,19 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_connection_told_twice_is_one_and_where_it_was_said_last() {
+        let mut relay = Relay::new();
+        let key = relay.join(1);
+        relay.admission.connected(peer(1), key, Some(address(9)));
+        relay.reserve(1).expect("room");
+        let report = relay.report();
+        let place = report.peers.first().map(|peer| peer.address.as_str());
+        assert_eq!(place, Some("192.0.2.9"));
+        assert_eq!(relay.leave(1, key).len(), 1, "its reservation");
+        assert!(relay.report().peers.is_empty());
+    }
+
+    #[test]
     fn a_report_lists_the_busiest_peers_and_counts_the_rest() {
         let mut relay = Relay::with(|file| file.settings.resources.max_reservations = 1000);
         for number in 0..=255 {

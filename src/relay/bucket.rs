@@ -1,5 +1,4 @@
-//! Rates: a token bucket for requests and one for bytes. Both read the rate at each call, so that a live change keeps
-//! what was used.
+//! Rates of requests: a token bucket that reads its rate at each call, so that a live change keeps what was used.
 
 use std::time::{Duration, Instant};
 
@@ -9,16 +8,16 @@ use super::{Limit, Rate};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
     /// `None`: full.
-    used: Option<Used<Rate>>,
+    used: Option<Used>,
 }
 
 /// What is used up and comes back with time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Used<R> {
-    /// In such units that time gives back whole ones: a token is `per` in nanoseconds, a byte is a thousand million.
+struct Used {
+    /// A token has as many units as `per` has nanoseconds: each nanosecond gives back `count` of them.
     units: u128,
     since: Instant,
-    rate: R,
+    rate: Rate,
 }
 
 impl Bucket {
@@ -70,59 +69,6 @@ impl Bucket {
                 .min(token.saturating_mul(count))
         };
         units.saturating_sub(elapsed(used.since, now).saturating_mul(count))
-    }
-}
-
-/// Bytes per second of a circuit or of the node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Shaper {
-    used: Option<Used<u64>>,
-}
-
-/// What may pass at once: a twentieth of a second of the rate smooths nothing away that a player or a shell would
-/// notice, and it is more than the timer's granularity of a millisecond.
-const BURST_SHARE: u64 = 20;
-
-/// And never less than one copy buffer, else a slow rate would split each.
-const MIN_BURST: u64 = 64 * 1024;
-
-/// Units of a byte: with a rate in bytes per second, a nanosecond gives back `rate` of them.
-const BYTE: u128 = 1_000_000_000;
-
-impl Shaper {
-    /// Takes `bytes` (bytes per second: `rate`), or says until when to wait and ask again; then nothing is taken.
-    /// More than a burst passes when nothing is used, and is paid for afterwards.
-    pub fn take(&mut self, bytes: u64, rate: Limit<u64>, now: Instant) -> Result<(), Instant> {
-        let Limit::At(rate) = rate else {
-            self.used = None;
-            return Ok(());
-        };
-        let burst = u128::from((rate / BURST_SHARE).max(MIN_BURST)).saturating_mul(BYTE);
-        let used = self.used(rate, burst, now);
-        let with_these = used.saturating_add(u128::from(bytes).saturating_mul(BYTE));
-        if with_these <= burst || used == 0 {
-            self.used = Some(Used {
-                units: with_these,
-                since: now,
-                rate,
-            });
-            return Ok(());
-        }
-        let missing = with_these.saturating_sub(burst).min(used);
-        let wait = duration(missing.div_ceil(u128::from(rate).max(1)));
-        Err(now.checked_add(wait).unwrap_or(now))
-    }
-
-    fn used(&self, rate: u64, burst: u128, now: Instant) -> u128 {
-        let Some(used) = self.used else {
-            return 0;
-        };
-        let units = if used.rate == rate {
-            used.units
-        } else {
-            used.units.min(burst)
-        };
-        units.saturating_sub(elapsed(used.since, now).saturating_mul(u128::from(rate)))
     }
 }
 
@@ -226,54 +172,5 @@ mod tests {
             let _ = bucket.take(rate, now - 10 * SECOND);
             let _ = bucket.take(rate, now + SECOND);
         }
-        for rate in [0, 1, u64::MAX] {
-            let mut shaper = Shaper::default();
-            let _ = shaper.take(u64::MAX, Limit::At(rate), now);
-            let _ = shaper.take(u64::MAX, Limit::At(rate), now - SECOND);
-        }
-    }
-
-    #[test]
-    fn a_shaper_lets_its_rate_through_and_no_more() {
-        let rate = 1_000_000;
-        let (mut shaper, start) = (Shaper::default(), Instant::now());
-        let (mut now, mut passed) = (start, 0);
-        while passed < 10_000_000 {
-            match shaper.take(16_384, Limit::At(rate), now) {
-                Ok(()) => passed += 16_384,
-                Err(until) => {
-                    assert!(until > now);
-                    now = until;
-                }
-            }
-        }
-        let took = (now - start).as_secs_f64();
-        let ideal = (passed - MIN_BURST) as f64 / rate as f64;
-        assert!((took - ideal).abs() < 0.001, "{took} s for {ideal} s");
-    }
-
-    #[test]
-    fn more_than_a_burst_passes_when_nothing_is_owed_and_is_paid_for() {
-        let rate = Limit::At(1000);
-        let (mut shaper, now) = (Shaper::default(), Instant::now());
-        shaper.take(1_000_000, rate, now).expect("nothing is owed");
-        let until = shaper.take(1, rate, now).expect_err("it is now");
-        assert!(until > now + 900 * SECOND);
-        shaper
-            .take(1_000_000, rate, now + 1000 * SECOND)
-            .expect("paid");
-    }
-
-    #[test]
-    fn a_raised_bandwidth_counts_at_once() {
-        let (mut shaper, now) = (Shaper::default(), Instant::now());
-        shaper
-            .take(MIN_BURST, Limit::At(1000), now)
-            .expect("a burst");
-        let slow = shaper.take(1000, Limit::At(1000), now);
-        assert_eq!(slow, Err(now + SECOND));
-        let fast = shaper.take(1000, Limit::At(1_000_000), now);
-        assert_eq!(fast, Err(now + Duration::from_millis(1)));
-        assert_eq!(shaper.take(1000, Limit::Unlimited, now), Ok(()));
     }
 }

@@ -45,20 +45,6 @@ impl Share {
         }
         self.held = bytes;
     }
-
-    /// Asks for `more` bytes; `false` when the sum would go above `cap`, and then nothing is taken.
-    pub fn try_grow(&mut self, more: u64, cap: u64) -> bool {
-        let grown = self
-            .sum
-            .0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |sum| {
-                sum.checked_add(more).filter(|sum| *sum <= cap)
-            });
-        if grown.is_ok() {
-            self.held = self.held.saturating_add(more);
-        }
-        grown.is_ok()
-    }
 }
 
 impl Drop for Share {
@@ -83,15 +69,5 @@ mod tests {
         assert_eq!(buffers.held(), 5);
         two.set(0);
         assert_eq!(buffers.held(), 0);
-    }
-
-    #[test]
-    fn growing_stops_at_the_cap() {
-        let buffers = Buffers::default();
-        let mut share = buffers.share();
-        assert!(share.try_grow(10, 10));
-        assert!(!share.try_grow(1, 10));
-        assert!(!share.try_grow(u64::MAX, u64::MAX));
-        assert_eq!((buffers.held(), share.held()), (10, 10));
     }
 }

@@ -167,7 +167,7 @@ impl Both {
             }
             Step::Wait(seconds) => self.now += Duration::from_secs(seconds),
             Step::Sweep => self.sweep(),
-            Step::Edit(file) => self.edit(*file),
+            Step::Edit(changes) => self.edit(edited(self.model.file(), &changes)),
         }
         self.compare();
         if capped {
@@ -257,7 +257,7 @@ enum Step {
     Close(usize),
     Wait(u64),
     Sweep,
-    Edit(Box<File>),
+    Edit(Vec<Change>),
 }
 
 /// What the operator wrote.
@@ -383,51 +383,100 @@ fn audience() -> impl Strategy<Value = Audience> {
     prop_oneof![1 => Just(Audience::Listed), 3 => Just(Audience::Anyone)]
 }
 
+/// A file that lets much through, so that there is something to lose.
 fn file() -> impl Strategy<Value = File> {
-    let access = (
-        audience(),
-        audience(),
-        prop_oneof![4 => Just(Mode::Enforce), 1 => Just(Mode::Shadow)],
-        prop::collection::vec((action(), subject()), 0..3),
-    );
-    let access = access.prop_map(|(reserve, connect, mode, entries)| Written {
-        reserve,
-        connect,
-        mode,
-        entries,
-    });
-    let on_shrink = prop_oneof![Just(OnShrink::Drain), Just(OnShrink::Evict)];
-    let settings = (
-        prop::bool::weighted(0.9),
-        on_shrink,
-        0..5_u32,
-        1..8_u32,
-        1..5_u32,
-        0..6_u32,
-        prop::sample::select(vec![1, 60, 600]),
-    );
-    let settings = settings.prop_map(
-        |(service, on_shrink, circuits, total, from_one_place, circuits_total, ttl)| Settings {
-            service,
-            on_shrink,
-            resources: Resources {
-                max_data: Limit::Unlimited,
-                max_duration: Limit::Unlimited,
-                max_circuits: circuits,
-                reservation_ttl: Duration::from_secs(ttl),
-                buffer_size: 65_536,
-                max_reservations: total,
-                max_reservations_per_ip: from_one_place,
-                max_circuits_total: circuits_total,
-                reservation_rate: Limit::Unlimited,
-                circuit_rate: Limit::Unlimited,
-                bandwidth: Limit::Unlimited,
-                bandwidth_per_circuit: Limit::Unlimited,
-                max_buffers: u64::MAX,
-            },
+    let settings = Settings {
+        service: true,
+        on_shrink: OnShrink::Drain,
+        resources: Resources {
+            max_data: Limit::Unlimited,
+            max_duration: Limit::Unlimited,
+            max_circuits: 4,
+            reservation_ttl: Duration::from_secs(600),
+            buffer_size: 65_536,
+            max_reservations: 7,
+            max_reservations_per_ip: 3,
+            max_circuits_total: 8,
+            reservation_rate: Limit::Unlimited,
+            circuit_rate: Limit::Unlimited,
+            bandwidth: Limit::Unlimited,
+            bandwidth_per_circuit: Limit::Unlimited,
+            max_buffers: u64::MAX,
         },
-    );
-    (settings, access).prop_map(|(settings, access)| File { settings, access })
+    };
+    let file = File {
+        settings,
+        access: Written {
+            reserve: Audience::Anyone,
+            connect: Audience::Anyone,
+            mode: Mode::Enforce,
+            entries: Vec::new(),
+        },
+    };
+    prop::collection::vec(change(), 0..4).prop_map(move |changes| edited(&file, &changes))
+}
+
+fn edited(file: &File, changes: &[Change]) -> File {
+    changes
+        .iter()
+        .fold(file.clone(), |file, change| change.of(&file))
+}
+
+/// One line that the operator edits.
+#[derive(Clone, Debug)]
+enum Change {
+    Service(bool),
+    OnShrink(OnShrink),
+    MaxCircuits(u32),
+    MaxCircuitsTotal(u32),
+    MaxReservations(u32),
+    MaxReservationsPerIp(u32),
+    ReservationTtl(u64),
+    Reserve(Audience),
+    Connect(Audience),
+    Mode(Mode),
+    Add(Action, Subject),
+    RemoveAll,
+}
+
+impl Change {
+    fn of(&self, file: &File) -> File {
+        let mut new = file.clone();
+        let (settings, access) = (&mut new.settings, &mut new.access);
+        let resources = &mut settings.resources;
+        match self {
+            Change::Service(service) => settings.service = *service,
+            Change::OnShrink(on_shrink) => settings.on_shrink = *on_shrink,
+            Change::MaxCircuits(cap) => resources.max_circuits = *cap,
+            Change::MaxCircuitsTotal(cap) => resources.max_circuits_total = *cap,
+            Change::MaxReservations(cap) => resources.max_reservations = *cap,
+            Change::MaxReservationsPerIp(cap) => resources.max_reservations_per_ip = *cap,
+            Change::ReservationTtl(ttl) => resources.reservation_ttl = Duration::from_secs(*ttl),
+            Change::Reserve(audience) => access.reserve = *audience,
+            Change::Connect(audience) => access.connect = *audience,
+            Change::Mode(mode) => access.mode = *mode,
+            Change::Add(action, subject) => access.entries.push((*action, *subject)),
+            Change::RemoveAll => access.entries.clear(),
+        }
+        new
+    }
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        1 => prop::bool::weighted(0.8).prop_map(Change::Service),
+        2 => prop_oneof![Just(OnShrink::Drain), Just(OnShrink::Evict)].prop_map(Change::OnShrink),
+        2 => (0..5_u32).prop_map(Change::MaxCircuits),
+        2 => (0..9_u32).prop_map(Change::MaxCircuitsTotal),
+        2 => (0..8_u32).prop_map(Change::MaxReservations),
+        2 => (0..4_u32).prop_map(Change::MaxReservationsPerIp),
+        1 => prop::sample::select(vec![1, 60, 600]).prop_map(Change::ReservationTtl),
+        1 => audience().prop_map(Change::Reserve),
+        1 => audience().prop_map(Change::Connect),
+        1 => prop_oneof![3 => Just(Mode::Enforce), 1 => Just(Mode::Shadow)].prop_map(Change::Mode),
+        2 => (action(), subject()).prop_map(|(action, subject)| Change::Add(action, subject)),
+        2 => Just(Change::RemoveAll),
+    ]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -441,7 +490,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => any.prop_map(Step::Close),
         2 => prop::sample::select(vec![0, 1, 30, 59, 60, 600]).prop_map(Step::Wait),
         1 => Just(Step::Sweep),
-        1 => file().prop_map(|file| Step::Edit(Box::new(file))),
+        3 => prop::collection::vec(change(), 1..4).prop_map(Step::Edit),
     ]
 }
 

@@ -398,6 +398,48 @@ mod tests {
     }
 
     #[test]
+    fn who_loses_a_reservation_loses_the_circuits_it_opened_as_well() {
+        let (mut relay, _) = busy();
+        let opened = relay.circuit(4, 2).expect("room");
+        let settled = relay.edit(|file| {
+            file.reserve = Audience::Listed;
+            file.allow = vec![named(2)];
+        });
+        assert!(cut(&settled).contains(&opened), "{settled:?}");
+        assert_eq!(closed(&settled), [peer(4)]);
+    }
+
+    #[test]
+    fn a_reservation_is_judged_by_the_place_of_the_connection_that_is_left() {
+        let mut relay = Relay::new();
+        let old = relay.join_from(2, Some(address(20)));
+        relay.reserve(2).expect("room");
+        relay.join_from(2, Some(address(21)));
+        relay.leave(2, old);
+        let place = |number| Subject::Network(address(number).into());
+        let settled = relay.edit(|file| file.deny = vec![place(20)]);
+        assert_eq!(settled, Settled::default());
+        let settled = relay.edit(|file| file.deny = vec![place(21)]);
+        assert_eq!(ended(&settled), [peer(2)]);
+    }
+
+    #[test]
+    fn what_is_denied_makes_room_for_what_would_be_surplus() {
+        let (mut relay, [to_2, to_4]) = busy();
+        let settled = relay.edit(|file| {
+            file.settings.on_shrink = OnShrink::Evict;
+            file.settings.resources.max_reservations = 1;
+            file.settings.resources.max_circuits_total = 1;
+            file.deny = vec![named(2)];
+        });
+        assert_eq!(
+            (ended(&settled), cut(&settled)),
+            (vec![peer(2)], vec![to_2])
+        );
+        relay.closed(to_4);
+    }
+
+    #[test]
     fn handshakes_of_a_denied_peer_do_not_come_about() {
         let (mut relay, _) = busy();
         let shaking = relay.connect(3, 2).expect("room").circuit;

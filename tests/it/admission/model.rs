@@ -283,6 +283,10 @@ impl Model {
         }
     }
 
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     pub fn evicts(&self) -> bool {
         self.file.settings.on_shrink == OnShrink::Evict && self.file.settings.service
     }
