@@ -1,1 +1,330 @@
-fn main() {}
+//! What the pure core costs: access decisions with up to a million entries, admission with up to a million
+//! reservations. Prints each figure beside its target; ends with 1 when one is missed.
+//!
+//! `cargo bench --bench pure`
+#![allow(clippy::disallowed_methods)] // It measures time and its own memory.
+
+use std::{
+    hint::black_box,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use edgevpn::{
+    acl::{Acl, Action, Audience, Entries, Entry, Mode, Operation, Rules, Subject},
+    id::{Generation, Origin, PeerId},
+    relay::{
+        Admission, ConnectionKey, Limit, OnShrink, Rate, Resources, Settings, admission::Policy,
+    },
+};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+const MILLION: u32 = 1_000_000;
+
+/// Issue text: an access decision with a million entries, its compilation, and the memory of both.
+const MAX_DECISION: Duration = Duration::from_nanos(200);
+const MAX_COMPILE: Duration = Duration::from_secs(2);
+const MAX_MEMORY: u64 = 200 << 20;
+
+/// Issue text: each operation of admission, with up to a million reservations.
+const MAX_OPERATION: Duration = Duration::from_micros(2);
+
+fn main() -> ExitCode {
+    let mut verdict = Verdict::default();
+    println!("access decision");
+    for (count, mix) in [
+        (1_000, Mix::Peers),
+        (MILLION, Mix::Peers),
+        (1_000, Mix::All),
+        (MILLION, Mix::All),
+    ] {
+        access(count, mix, &mut verdict);
+    }
+    println!("\nadmission");
+    for count in [1_000, 10_000, 100_000, MILLION] {
+        admission(count, &mut verdict);
+    }
+    if verdict.missed == 0 {
+        println!("\nall targets are met");
+        ExitCode::SUCCESS
+    } else {
+        println!("\n{} targets are missed", verdict.missed);
+        ExitCode::FAILURE
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Mix {
+    Peers,
+    /// Half peers, a quarter IPv4 and a quarter IPv6 networks, of several lengths.
+    All,
+}
+
+fn access(count: u32, mix: Mix, verdict: &mut Verdict) {
+    let before = resident();
+    let start = Instant::now();
+    let entries = entries(count, mix);
+    let pushed = start.elapsed();
+    let acl = Acl::compile(Rules {
+        reserve: Audience::Anyone,
+        connect: Audience::Anyone,
+        reserve_origin: Origin::Default,
+        connect_origin: Origin::Default,
+        mode: Mode::Enforce,
+        entries,
+        tests: Vec::new(),
+    });
+    let compiled = start.elapsed();
+    let memory = resident().saturating_sub(before);
+    println!("  {count} entries ({mix:?})");
+    verdict.time("packed", pushed, None);
+    verdict.time("packed and compiled", compiled, Some(MAX_COMPILE));
+    verdict.memory("resident", memory, MAX_MEMORY);
+
+    const QUESTIONS: u32 = MILLION;
+    let ask = |name, verdict: &mut Verdict, question: &dyn Fn(u32) -> (PeerId, IpAddr)| {
+        let questions: Vec<_> = (0..QUESTIONS).map(question).collect();
+        let start = Instant::now();
+        for (peer, address) in &questions {
+            black_box(acl.decide(Operation::Connect, peer, Some(*address)));
+        }
+        verdict.time(name, start.elapsed() / QUESTIONS, Some(MAX_DECISION));
+    };
+    let any = |at: u32| (shuffle(u64::from(at)) % u64::from(count)) as u32;
+    ask("decide, a peer that is listed", verdict, &|at| {
+        (peer(any(at)), nowhere(at))
+    });
+    ask("decide, a peer that is not", verdict, &|at| {
+        (peer(count + at), nowhere(at))
+    });
+    if let Mix::All = mix {
+        ask("decide, by IPv4 network", verdict, &|at| {
+            (peer(count + at), IpAddr::V4(network_4(any(at)).network()))
+        });
+        ask("decide, by IPv6 network", verdict, &|at| {
+            (peer(count + at), IpAddr::V6(network_6(any(at)).network()))
+        });
+        ask("decide, outside all IPv6", verdict, &|at| {
+            let address = u128::from(shuffle(u64::from(at))) << 32;
+            (peer(count + at), IpAddr::V6(Ipv6Addr::from_bits(address)))
+        });
+    }
+}
+
+fn entries(count: u32, mix: Mix) -> Entries {
+    let file: Arc<str> = "deny.d/list.txt".into();
+    let list: Arc<str> = "list".into();
+    let entry = |number: u32| {
+        let subject = match (mix, number % 4) {
+            (Mix::Peers, _) | (Mix::All, 0 | 2) => Subject::Peer(peer(number)),
+            (Mix::All, 1) => Subject::Network(IpNet::V4(network_4(number))),
+            (Mix::All, _) => Subject::Network(IpNet::V6(network_6(number))),
+        };
+        let action = if number.is_multiple_of(8) {
+            Action::Allow
+        } else {
+            Action::Deny
+        };
+        let entry = Entry {
+            subject,
+            list: Some(list.clone()),
+            origin: Origin::File {
+                file: file.clone(),
+                line: number + 1,
+            },
+        };
+        (action, entry)
+    };
+    (0..count).map(entry).collect()
+}
+
+fn admission(count: u32, verdict: &mut Verdict) {
+    let peers: Vec<PeerId> = (0..count).map(peer).collect();
+    let key = |number: u32| ConnectionKey(u64::from(number));
+    let before = resident();
+    let mut admission = Admission::new(policy());
+    let mut now = Instant::now();
+    let mut order: Vec<u32> = (0..count).collect();
+    order.sort_unstable_by_key(|number| shuffle(u64::from(*number) + 7));
+    println!("  {count} reservations");
+
+    let each = |name, verdict: &mut Verdict, mut run: Box<dyn FnMut(u32, &PeerId) + '_>| {
+        let start = Instant::now();
+        for number in &order {
+            run(*number, &peers[*number as usize]);
+        }
+        verdict.time(name, start.elapsed() / count, Some(MAX_OPERATION));
+    };
+    each(
+        "connected",
+        verdict,
+        Box::new(|number, peer| {
+            let address = Ipv4Addr::from_bits(number).into();
+            admission.connected(*peer, key(number), Some(address));
+        }),
+    );
+    each(
+        "reserve",
+        verdict,
+        Box::new(|number, peer| {
+            now += Duration::from_micros(1);
+            admission.reserve(*peer, key(number), now).expect("room");
+        }),
+    );
+    verdict.memory(
+        "resident",
+        resident().saturating_sub(before),
+        u64::from(count.max(10_000)) * 1024,
+    );
+    each(
+        "renew",
+        verdict,
+        Box::new(|number, peer| {
+            now += Duration::from_micros(1);
+            let renewed = admission.reserve(*peer, key(number), now);
+            assert!(renewed.expect("never refused").renewed);
+        }),
+    );
+    each(
+        "connect, establish, close",
+        verdict,
+        Box::new(|number, peer| {
+            now += Duration::from_micros(1);
+            let to = &peers[((number + 1) % count) as usize];
+            let ticket = admission.connect(*peer, key(number), *to, now);
+            let circuit = ticket.expect("room").circuit;
+            admission.established(circuit, now).expect("room");
+            admission.closed(circuit, now);
+        }),
+    );
+    now += Duration::from_secs(3600 * 2);
+    each(
+        "expire",
+        verdict,
+        Box::new(|_, _| {
+            admission.poll_expired(now).expect("all are due");
+        }),
+    );
+    each(
+        "disconnected",
+        verdict,
+        Box::new(|number, peer| {
+            black_box(admission.disconnected(peer, key(number), now));
+        }),
+    );
+}
+
+fn policy() -> Policy {
+    let rate = Limit::At(Rate {
+        count: 30,
+        per: Duration::from_secs(120),
+    });
+    let rules = Rules {
+        reserve: Audience::Anyone,
+        connect: Audience::Anyone,
+        reserve_origin: Origin::Default,
+        connect_origin: Origin::Default,
+        mode: Mode::Enforce,
+        entries: entries(1_000, Mix::All),
+        tests: Vec::new(),
+    };
+    // The entries above name some of the peers: they are admitted all the same, and evaluated.
+    let rules = Rules {
+        mode: Mode::Shadow,
+        ..rules
+    };
+    Policy {
+        generation: Generation(1),
+        acl: Arc::new(Acl::compile(rules)),
+        settings: Settings {
+            service: true,
+            on_shrink: OnShrink::Drain,
+            resources: Resources {
+                max_data: Limit::Unlimited,
+                max_duration: Limit::Unlimited,
+                max_circuits: 64,
+                reservation_ttl: Duration::from_secs(3600),
+                buffer_size: 65_536,
+                max_reservations: 2 * MILLION,
+                max_reservations_per_ip: 8,
+                max_circuits_total: 1024,
+                reservation_rate: rate,
+                circuit_rate: rate,
+                bandwidth: Limit::Unlimited,
+                bandwidth_per_circuit: Limit::Unlimited,
+                max_buffers: u64::MAX,
+            },
+        },
+    }
+}
+
+/// Well mixed and without repetition (the finaliser of SplitMix64).
+fn shuffle(number: u64) -> u64 {
+    let mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+fn peer(number: u32) -> PeerId {
+    let mut bytes = [0; 38];
+    bytes[..6].copy_from_slice(&[0, 36, 8, 1, 18, 32]);
+    for (at, chunk) in bytes[6..].chunks_mut(8).enumerate() {
+        let part = shuffle(u64::from(number) * 4 + at as u64);
+        chunk.copy_from_slice(&part.to_le_bytes());
+    }
+    PeerId::from_bytes(&bytes).expect("an Ed25519 key")
+}
+
+/// /24 to /32.
+fn network_4(number: u32) -> Ipv4Net {
+    let address = Ipv4Addr::from_bits(shuffle(u64::from(number)) as u32);
+    Ipv4Net::new(address, 24 + (number % 9) as u8).expect("a length")
+}
+
+/// /32 to /64, below 2000::/3.
+fn network_6(number: u32) -> Ipv6Net {
+    let half = shuffle(u64::from(number)) >> 3 | 1 << 61;
+    let address = Ipv6Addr::from_bits(u128::from(half) << 64);
+    Ipv6Net::new(address, 32 + (number % 33) as u8).expect("a length")
+}
+
+/// In no list: below 2000::/3.
+fn nowhere(number: u32) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from_bits(u128::from(number)))
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = pages.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+    pages.unwrap_or(0_u64) * 4096
+}
+
+#[derive(Default)]
+struct Verdict {
+    missed: u32,
+}
+
+impl Verdict {
+    fn time(&mut self, what: &str, took: Duration, target: Option<Duration>) {
+        let target = target.map(|target| (took <= target, format!("{target:?}")));
+        self.line(what, format!("{took:.1?}"), target);
+    }
+
+    fn memory(&mut self, what: &str, bytes: u64, target: u64) {
+        let mebibytes = |bytes: u64| format!("{} MiB", bytes >> 20);
+        let target = Some((bytes <= target, mebibytes(target)));
+        self.line(what, mebibytes(bytes), target);
+    }
+
+    fn line(&mut self, what: &str, figure: String, target: Option<(bool, String)>) {
+        let target = target.map_or(String::new(), |(met, target)| {
+            self.missed += u32::from(!met);
+            format!("  {} {target}", if met { "within" } else { "MISSED" })
+        });
+        println!("    {what:<32}{figure:>12}{target}");
+    }
+}
