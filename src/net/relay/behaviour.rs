@@ -16,7 +16,7 @@ use crate::{
     config::{Config, Snapshot},
     relay::{
         Admission, Bytes, CircuitId, ConnectionKey, Refusal, Report, Status,
-        admission::{Cut, Effect, Impact, Policy},
+        admission::{Cut, Effect, Impact, Policy, Ticket},
     },
 };
 use futures::{FutureExt, future::BoxFuture};
@@ -228,9 +228,7 @@ impl Behaviour {
             Request::Connect { destination } => {
                 match self.admission.connect(link.peer, key, destination, now) {
                     Ok(ticket) => {
-                        let limit = grant::limit(ticket.limits);
-                        let destination = self.links.get(ticket.destination_connection);
-                        return self.open(ticket.circuit, link, destination, answer, limit);
+                        return self.open(ticket, link.peer, destination, answer);
                     }
                     Err(refusal) => (Operation::Connect, refusal),
                 }
@@ -261,34 +259,26 @@ impl Behaviour {
         Ok(frame)
     }
 
-    fn open(
-        &mut self,
-        circuit: CircuitId,
-        source: Link,
-        destination: Option<Link>,
-        answer: Box<Answer>,
-        limit: Option<proto::Limit>,
-    ) {
+    fn open(&mut self, ticket: Ticket, source: PeerId, destination: PeerId, answer: Box<Answer>) {
+        let circuit = ticket.circuit;
         let (reply, stop) = oneshot::channel();
         // Without a connection the sender is dropped here, and the circuit takes that as a no.
-        if let Some(destination) = destination {
-            self.order(destination, Order::OpenStop(reply));
+        if let Some(link) = self.links.get(ticket.destination_connection) {
+            self.order(link, Order::OpenStop(reply));
         }
         let control = Arc::new(Control::default());
-        self.circuits.insert(
-            circuit,
-            Running {
-                source: source.peer,
-                destination: destination.map_or(source.peer, |link| link.peer),
-                control: control.clone(),
-            },
-        );
+        let running = Running {
+            source,
+            destination,
+            control: control.clone(),
+        };
+        self.circuits.insert(circuit, running);
         self.tasks.spawn(circuit::run(Opening {
             circuit,
-            source: source.peer,
+            source,
             answer,
             stop,
-            limit,
+            limit: grant::limit(ticket.limits),
             control,
             terms: self.terms.clone(),
             consented: self.consented.clone(),

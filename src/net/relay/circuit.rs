@@ -162,19 +162,21 @@ async fn open_and_carry(opening: Opening) -> End {
         status = future::poll_fn(|cx| control.poll_cut(cx)) => Err((status, End::Cut)),
         agreed = agreed => agreed,
     };
-    let opened = match agreed {
-        Ok(destination) => answer
-            .grant(proto::status_frame(Status::Ok, limit))
-            .await
-            .map(|source| (source, destination)),
+    let destination = match agreed {
+        Ok(destination) => destination,
         Err((status, end)) => {
             // A source that does not take its answer has lost nothing but the answer.
             let _ = answer.tell(proto::status_frame(status, None)).await;
             return end;
         }
     };
-    match opened {
-        Ok((source, destination)) => Circuit::new(source, destination, control, terms).await,
+    let granted = tokio::select! {
+        biased;
+        _ = future::poll_fn(|cx| control.poll_cut(cx)) => return End::Cut,
+        granted = answer.grant(proto::status_frame(Status::Ok, limit)) => granted,
+    };
+    match granted {
+        Ok(source) => Circuit::new(source, destination, control, terms).await,
         Err(_) => End::Broken,
     }
 }
@@ -195,6 +197,7 @@ async fn consent(
 }
 
 /// An open circuit: two lanes, and a clock for what must not last. Dropping it resets both streams.
+/// Over QUIC libp2p has no reset to send: the far end reads an end of stream, and its writes fail.
 struct Circuit {
     source: Stream,
     destination: Stream,
