@@ -145,9 +145,12 @@ func reserve(ctx context.Context, h host.Host, address string) (object, error) {
 	} else if !reservation.Voucher.Expiration.Equal(reservation.Expiration) {
 		voucher = fmt.Sprintf("expires at %s, the reservation at %s", reservation.Voucher.Expiration, reservation.Expiration)
 	}
-	var limit any
-	if reservation.LimitData != 0 || reservation.LimitDuration != 0 {
-		limit = object{"data": reservation.LimitData, "duration": int(reservation.LimitDuration.Seconds())}
+	limit := object{"data": nil, "duration": nil}
+	if reservation.LimitData != 0 {
+		limit["data"] = reservation.LimitData
+	}
+	if reservation.LimitDuration != 0 {
+		limit["duration"] = int(reservation.LimitDuration.Seconds())
 	}
 	return object{"reserved": object{
 		"expires_in": int(time.Until(reservation.Expiration).Seconds()),
@@ -209,7 +212,7 @@ func echo(ctx context.Context, h host.Host, address string, size int) (object, e
 	if !bytes.Equal(sent, received) {
 		return nil, fmt.Errorf("sent %d bytes, got %d that differ", len(sent), len(received))
 	}
-	return object{"echoed": len(received), "limited": stream.Conn().Stat().Limited}, nil
+	return object{"echoed": object{"bytes": len(received), "limited": stream.Conn().Stat().Limited}}, nil
 }
 
 func serveEcho(stream network.Stream) {

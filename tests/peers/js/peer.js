@@ -134,7 +134,7 @@ async function echo (through, size) {
   if (!received.equals(sent)) {
     throw new Error(`sent ${sent.length} bytes, got ${received.length} that differ`)
   }
-  return { echoed: received.length, limited: connection.limits != null }
+  return { echoed: { bytes: received.length, limited: connection.limits != null } }
 }
 
 async function echoBack (stream) {

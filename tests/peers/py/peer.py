@@ -17,6 +17,7 @@ from libp2p.peer.envelope import unmarshal_envelope
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from libp2p.relay.circuit_v2.config import RelayConfig, RelayRole
+from libp2p.relay.circuit_v2.exceptions import RelayConnectionError
 from libp2p.relay.circuit_v2.protocol import PROTOCOL_ID, CircuitV2Protocol
 from libp2p.relay.circuit_v2.protocol_buffer import StatusCode
 from libp2p.relay.circuit_v2.transport import CircuitV2Transport
@@ -71,7 +72,7 @@ class Peer:
 
     async def reserve(self, address):
         relay = info_from_p2p_addr(Multiaddr(address))
-        await self.host.connect(relay)
+        await self.connect(relay)
         stream = await self.host.new_stream(relay.peer_id, [PROTOCOL_ID])
         self.statuses.last = None
         held = await self.transport.reserve(stream, relay.peer_id, self.nursery)
@@ -88,6 +89,12 @@ class Peer:
                 "voucher": self.verify(proof, relay.peer_id),
             }
         }
+
+    async def connect(self, relay):
+        """The library goes on listing a connection that the other end has closed, and opens no stream and no other one."""
+        if any(connection.is_closed for connection in self.host.get_network().get_connections(relay.peer_id)):
+            await self.host.disconnect(relay.peer_id)
+        await self.host.connect(relay)
 
     def verify(self, proof, relay):
         """The library hands the voucher on unread; this checks it as the specification asks."""
@@ -111,10 +118,15 @@ class Peer:
     async def echo(self, address, size):
         through = Multiaddr(address)
         destination = info_from_p2p_addr(through).peer_id
+        await self.connect(info_from_p2p_addr(Multiaddr(address.split("/p2p-circuit")[0])))
         # A new circuit each time.
         await self.host.disconnect(destination)
-        self.statuses.last = None
-        await self.transport.dial(through)
+        try:
+            await self.transport.dial(through)
+        except ConnectionError as error:
+            if isinstance(error.__context__, RelayConnectionError):
+                raise Refused(StatusCode(error.__context__.status_code).name) from error
+            raise
         stream = await self.host.new_stream(destination, [ECHO])
 
         sent = bytes(i * 31 % 256 for i in range(size))
@@ -124,7 +136,7 @@ class Peer:
         if received != sent:
             raise RuntimeError(f"sent {len(sent)} bytes, got {len(received)} that differ")
         await stream.close()
-        return {"echoed": len(received)}
+        return {"echoed": {"bytes": len(received)}}
 
 
 def fields_of(message):
