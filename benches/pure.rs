@@ -140,6 +140,9 @@ fn entries(count: u32, mix: Mix) -> Entries {
     (0..count).map(entry).collect()
 }
 
+/// Something done for one peer, by its number.
+type Operation<'a> = Box<dyn FnMut(u32, &PeerId) + 'a>;
+
 fn admission(count: u32, verdict: &mut Verdict) {
     let peers: Vec<PeerId> = (0..count).map(peer).collect();
     let key = |number: u32| ConnectionKey(u64::from(number));
@@ -150,7 +153,7 @@ fn admission(count: u32, verdict: &mut Verdict) {
     order.sort_unstable_by_key(|number| shuffle(u64::from(*number) + 7));
     println!("  {count} reservations");
 
-    let each = |name, verdict: &mut Verdict, mut run: Box<dyn FnMut(u32, &PeerId) + '_>| {
+    let each = |name, verdict: &mut Verdict, mut run: Operation<'_>| {
         let start = Instant::now();
         for number in &order {
             run(*number, &peers[*number as usize]);
