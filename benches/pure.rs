@@ -141,7 +141,7 @@ fn entries(count: u32, mix: Mix) -> Entries {
 }
 
 /// Something done for one peer, by its number.
-type Operation<'a> = Box<dyn FnMut(u32, &PeerId) + 'a>;
+type ForEach<'a> = Box<dyn FnMut(u32, &PeerId) + 'a>;
 
 fn admission(count: u32, verdict: &mut Verdict) {
     let peers: Vec<PeerId> = (0..count).map(peer).collect();
@@ -153,7 +153,7 @@ fn admission(count: u32, verdict: &mut Verdict) {
     order.sort_unstable_by_key(|number| shuffle(u64::from(*number) + 7));
     println!("  {count} reservations");
 
-    let each = |name, verdict: &mut Verdict, mut run: Operation<'_>| {
+    let each = |name, verdict: &mut Verdict, mut run: ForEach<'_>| {
         let start = Instant::now();
         for number in &order {
             run(*number, &peers[*number as usize]);
