@@ -148,6 +148,10 @@ impl Engine {
             }
         }
         systemd::stopping();
+        tracing::info!(
+            patience = ?DRAIN_PATIENCE,
+            "stopping: nobody new is admitted, circuits may end; a second signal ends at once"
+        );
         self.keeper.finish().await;
         tokio::select! {
             () = self.node.drain_and_stop(DRAIN_PATIENCE) => {}
