@@ -226,6 +226,15 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    pub const ALL: [Outcome; 6] = [
+        Outcome::Applied,
+        Outcome::Unchanged,
+        Outcome::Rejected,
+        Outcome::Refused,
+        Outcome::Failed,
+        Outcome::RolledBack,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Outcome::Applied => "applied",
@@ -269,6 +278,14 @@ pub enum Trigger {
 }
 
 impl Trigger {
+    pub const ALL: [Trigger; 5] = [
+        Trigger::Start,
+        Trigger::Watch,
+        Trigger::Signal,
+        Trigger::Command,
+        Trigger::Timer,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Trigger::Start => "start",

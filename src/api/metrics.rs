@@ -1,7 +1,7 @@
 //! The status report as metrics: one source for what `status` shows and what is scraped.
 
 use super::StatusReport;
-use crate::plan::State;
+use crate::plan::{Outcome, State, Trigger};
 use prometheus_client::{
     encoding::text,
     metrics::{
@@ -47,12 +47,19 @@ fn config(registry: &mut Registry, report: &StatusReport) {
         gauge(report.last_success_at),
     );
     let reloads = Family::<Vec<(&'static str, &'static str)>, Counter>::default();
+    let counter = |trigger: Trigger, result: Outcome| {
+        let labels = vec![("trigger", trigger.as_str()), ("result", result.as_str())];
+        reloads.get_or_create_owned(&labels)
+    };
+    // A series that appears with its first event hides that event from `increase()`.
+    for (trigger, result) in Trigger::ALL
+        .into_iter()
+        .flat_map(|trigger| Outcome::ALL.map(|result| (trigger, result)))
+    {
+        counter(trigger, result);
+    }
     for reload in &report.reloads {
-        let labels = vec![
-            ("trigger", reload.trigger.as_str()),
-            ("result", reload.result.as_str()),
-        ];
-        reloads.get_or_create(&labels).inc_by(reload.count);
+        counter(reload.trigger, reload.result).inc_by(reload.count);
     }
     registry.register("config_reloads", "Attempts to apply the file", reloads);
     registry.register(

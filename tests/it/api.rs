@@ -408,6 +408,7 @@ async fn metrics_have_help_type_and_unit_and_the_names_of_the_contract() {
         "edgevpn_config_last_reload_successful 1\n",
         "edgevpn_config_last_reload_success_timestamp_seconds 1700000000.5\n",
         "edgevpn_config_reloads_total{trigger=\"watch\",result=\"rejected\"} 2\n",
+        "edgevpn_config_reloads_total{trigger=\"signal\",result=\"applied\"} 0\n",
         "edgevpn_config_generation 13.0\n",
         "edgevpn_config_in_sync 1\n",
         "edgevpn_config_watch_healthy 1\n",
