@@ -4,7 +4,6 @@ use super::{
     Candidate, Order, Request,
     answer::{self, Problem},
     metrics,
-    server::Stranger,
 };
 use axum::{
     Json, Router,
@@ -56,10 +55,11 @@ pub(super) fn metrics(requests: mpsc::Sender<Request>, loopback: bool) -> Router
     }
 }
 
-/// 403 for whatever a stranger asks.
-pub(super) fn forbidden(stranger: Stranger) -> Router {
+/// One answer to whatever is asked, and the end of the connection.
+pub(super) fn refusing(status: StatusCode, why: impl ToString) -> Router {
+    let why = why.to_string();
     Router::new().fallback(move || {
-        let problem = Problem::new(StatusCode::FORBIDDEN, stranger.to_string());
+        let problem = Problem::new(status, why.clone());
         async move { ([(header::CONNECTION, "close")], problem) }
     })
 }

@@ -4,6 +4,7 @@
 
 use super::{Request, answer, routes};
 use crate::task::{self, Task};
+use axum::http::StatusCode;
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use hyper::{server::conn::http1, service::Service};
 use hyper_util::{
@@ -29,6 +30,12 @@ use tokio::{
 /// Connections served at once on one socket. Commands use one each and leave; sixty-four leave room for a fleet tool and a
 /// scraper besides a client that hoards them.
 const MAX_CONNECTIONS: usize = 64;
+
+/// Connections beyond those that are still told in HTTP that the API is busy. Whoever comes after them is told so without being
+/// read, which a client that is slow to write may miss.
+const MAX_TURNED_AWAY: usize = 16;
+
+const BUSY: &str = "the API serves as many connections as it can; try again";
 
 /// A request head must arrive within this, and an idle connection is kept this long. Clients sit on the same machine.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -232,28 +239,31 @@ async fn accept(
                 continue;
             }
         };
-        if connections.len() >= MAX_CONNECTIONS {
-            stream.turn_away("the API serves as many connections as it can; try again");
+        if connections.len() >= MAX_CONNECTIONS + MAX_TURNED_AWAY {
+            stream.turn_away();
             continue;
         }
+        let busy = connections.len() >= MAX_CONNECTIONS;
+        let routes = match &stream {
+            _ if busy => routes::refusing(StatusCode::SERVICE_UNAVAILABLE, BUSY),
+            Stream::Unix(..) => everything.clone(),
+            Stream::Tcp(_) => metrics_only.clone(),
+        };
         let stopping = stopping.clone();
         let task = match stream {
-            Stream::Tcp(stream) => task::spawn(
-                "metrics connection",
-                converse(stream, metrics_only.clone(), stopping),
-            ),
-            Stream::Unix(stream, group) => {
-                let everything = everything.clone();
-                task::spawn("api connection", async move {
-                    match credentials(&stream, group).await {
-                        Ok(()) => converse(stream, everything, stopping).await,
-                        Err(stranger) => {
-                            tracing::warn!(%stranger, "refused an API connection");
-                            converse(stream, routes::forbidden(stranger), stopping).await;
-                        }
-                    }
-                })
+            Stream::Tcp(stream) => {
+                task::spawn("metrics connection", converse(stream, routes, stopping))
             }
+            Stream::Unix(stream, group) => task::spawn("api connection", async move {
+                let routes = match credentials(&stream, group).await {
+                    Ok(()) => routes,
+                    Err(stranger) => {
+                        tracing::warn!(%stranger, "refused an API connection");
+                        routes::refusing(StatusCode::FORBIDDEN, stranger)
+                    }
+                };
+                converse(stream, routes, stopping).await;
+            }),
         };
         connections.push(task.ended());
     }
@@ -293,8 +303,8 @@ impl Socket {
 
 impl Stream {
     /// Answers 503 without reading anything, as far as it can be done without waiting.
-    fn turn_away(self, why: &str) {
-        let answer = answer::canned("503 Service Unavailable", why);
+    fn turn_away(self) {
+        let answer = answer::canned("503 Service Unavailable", BUSY);
         let _ = match self {
             Stream::Unix(stream, _) => stream.try_write(answer.as_bytes()),
             Stream::Tcp(stream) => stream.try_write(answer.as_bytes()),
@@ -334,8 +344,8 @@ fn in_group(status: &str, group: u32) -> bool {
         .is_some_and(|groups| groups.split_whitespace().any(|id| id.parse() == Ok(group)))
 }
 
-#[derive(Clone, Debug, thiserror::Error)]
-pub(super) enum Stranger {
+#[derive(Debug, thiserror::Error)]
+enum Stranger {
     #[error(
         "uid {uid} may not use this API: it is for root, uid {ours} and members of group {group}"
     )]
