@@ -407,6 +407,21 @@ impl Config {
     }
 }
 
+/// Runs any bytes through the whole pipeline, as a file and as each of its lists. What fuzzing calls.
+pub fn examine(bytes: &[u8]) -> Checked {
+    let source = Source {
+        name: "any.toml".to_owned(),
+        bytes: bytes.to_vec(),
+    };
+    let draft = parse(source, &Surroundings::default());
+    let lists = draft.list_files().into_iter().map(|path| ListFile {
+        path,
+        content: Ok(bytes.to_vec()),
+    });
+    let lists = lists.collect();
+    draft.resolve(lists)
+}
+
 /// A text that is no configuration.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{} is rejected: {}", .0.name, .0.diagnostics.iter().map(Diagnostic::short).collect::<Vec<_>>().join("; "))]

@@ -1,7 +1,10 @@
 //! The tree against the schema: unknown and missing keys, types, ranges, choices. Finds everything at once, and leaves
 //! a tree in which every value has its type.
 
-use std::{collections::HashMap, ops::Range};
+use std::{
+    collections::HashMap,
+    ops::{Range, RangeInclusive},
+};
 
 use serde_json::{Map, Value};
 use toml::de::{DeArray, DeTable, DeValue};
@@ -46,7 +49,7 @@ pub struct Tree {
 
 /// Checks a whole file. With `broken` the text did not parse: then what is missing is not reported, and neither is
 /// anything on the given lines.
-pub fn check(text: &Text, root: &DeTable<'_>, broken: &[u32]) -> Tree {
+pub fn check(text: &Text, root: &DeTable<'_>, broken: &[RangeInclusive<u32>]) -> Tree {
     let mut checker = Checker {
         text,
         index: Index::default(),
@@ -65,7 +68,7 @@ struct Checker<'a> {
     text: &'a Text,
     index: Index,
     found: Vec<Diagnostic>,
-    broken: &'a [u32],
+    broken: &'a [RangeInclusive<u32>],
 }
 
 impl Checker<'_> {
@@ -110,6 +113,9 @@ impl Checker<'_> {
         span: Range<usize>,
         schema: &Value,
     ) -> Option<Value> {
+        if self.found.len() > super::MOST_DIAGNOSTICS {
+            return None;
+        }
         let shape = Shape::of(schema);
         match (&shape, value) {
             (Shape::Table, DeValue::Table(table)) => {
@@ -317,7 +323,10 @@ impl Checker<'_> {
                 let message = format!("`{path}` is not {}", kind.noun);
                 let mut diagnostic =
                     self.finding(Code::WrongType, message, path, span.clone(), label, schema);
-                if let Some(fix) = fix {
+                let valid = |fix: &String| {
+                    (kind.check)(fix).is_ok_and(|size| beyond(size, kind, schema).is_none())
+                };
+                if let Some(fix) = fix.filter(valid) {
                     diagnostic.help =
                         Some(self.text.fix("write instead", span, format!("{fix:?}")));
                 }
@@ -407,6 +416,9 @@ impl Checker<'_> {
     }
 
     fn unknown(&mut self, path: &str, name: &str, span: Range<usize>, schema: &Value) {
+        if self.found.len() > super::MOST_DIAGNOSTICS {
+            return;
+        }
         let full = join(path, name);
         let known = || {
             let properties = schema.get("properties").and_then(Value::as_object);
@@ -470,7 +482,9 @@ impl Checker<'_> {
         let below = join(path, name);
         let message = format!("`{name}` is missing");
         let of = schema::property(schema, name).unwrap_or(&Value::Null);
-        let diagnostic = self.finding(Code::MissingKey, message, &below, span, "in this table", of);
+        let diagnostic = self
+            .finding(Code::MissingKey, message, &below, span, "in this table", of)
+            .help(format!("add `{name} = …` to the table"));
         self.push(diagnostic);
     }
 
@@ -521,7 +535,7 @@ impl Checker<'_> {
             .location
             .as_ref()
             .map_or(0, |location| location.line);
-        if !self.broken.contains(&line) && self.found.len() <= super::MOST_DIAGNOSTICS {
+        if !self.broken.iter().any(|lines| lines.contains(&line)) {
             self.found.push(diagnostic);
         }
     }

@@ -230,6 +230,26 @@ impl Diagnostic {
         self
     }
 
+    /// Bounds every text: a key or a value that is quoted may be as long as the file.
+    pub(super) fn shorten(&mut self) {
+        shorten(&mut self.message);
+        self.key.iter_mut().for_each(shorten);
+        self.expected.iter_mut().for_each(shorten);
+        self.notes.iter_mut().for_each(shorten);
+        let places = self.location.iter_mut().chain(&mut self.related);
+        places.for_each(|location| shorten(&mut location.label));
+        if let Some(help) = &mut self.help {
+            shorten(&mut help.message);
+            if help
+                .patches
+                .iter()
+                .any(|patch| patch.text.len() > LONGEST_TEXT)
+            {
+                help.patches.clear();
+            }
+        }
+    }
+
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }
@@ -244,6 +264,20 @@ impl Diagnostic {
                 file, line, column, ..
             }) => format!("{file}:{line}:{column}: {head}"),
         }
+    }
+}
+
+/// Bytes of one text of a diagnostic: three lines of a terminal, several times what our own sentences take.
+const LONGEST_TEXT: usize = 400;
+
+fn shorten(text: &mut String) {
+    if text.len() > LONGEST_TEXT {
+        let mut end = LONGEST_TEXT;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('…');
     }
 }
 

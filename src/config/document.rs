@@ -1,6 +1,10 @@
 //! Bytes to text to a tree with spans. Everything that is wrong with the text itself is found here, all of it at once.
 
-use std::{borrow::Cow, ops::Range, sync::Arc};
+use std::{
+    borrow::Cow,
+    ops::{Range, RangeInclusive},
+    sync::Arc,
+};
 
 use toml::{
     Spanned,
@@ -10,6 +14,7 @@ use toml::{
 use super::{
     Source,
     diagnostic::{Code, Diagnostic, Excerpt, Help, Location, Patch},
+    literal::nearest,
 };
 
 /// A file larger than this is refused: 8 MiB, which a list file can hold instead.
@@ -182,11 +187,23 @@ impl Text {
     }
 }
 
-/// Parses as much as can be understood. What comes with findings lacks parts of the file.
-pub fn parse(text: &Text) -> (DeTable<'_>, Vec<Diagnostic>) {
+/// What a text says, as far as it can be understood.
+pub struct Document<'a> {
+    pub root: DeTable<'a>,
+    pub findings: Vec<Diagnostic>,
+    /// Lines on which nothing else is worth a finding. None: the text is TOML.
+    pub broken: Vec<RangeInclusive<u32>>,
+}
+
+/// Parses as much as can be understood.
+pub fn parse(text: &Text) -> Document<'_> {
     let (root, errors) = DeTable::parse_recoverable(text.as_str());
     if errors.is_empty() {
-        return (root.into_inner(), Vec::new());
+        return Document {
+            root: root.into_inner(),
+            findings: Vec::new(),
+            broken: Vec::new(),
+        };
     }
     let mut open = Vec::new();
     root.get_ref()
@@ -217,6 +234,10 @@ pub fn parse(text: &Text) -> (DeTable<'_>, Vec<Diagnostic>) {
         })
         .collect();
     errors.sort_by_key(|(span, _)| span.start);
+    let mut broken: Vec<RangeInclusive<u32>> = open
+        .iter()
+        .map(|open| text.line(open.start)..=text.line(open.end))
+        .collect();
     let mut last_line = 0;
     for (span, message) in errors {
         let line = text.line(span.start);
@@ -225,12 +246,20 @@ pub fn parse(text: &Text) -> (DeTable<'_>, Vec<Diagnostic>) {
             continue;
         }
         last_line = line;
+        // Without the name of its section, what follows belongs nowhere.
+        let nameless =
+            message.starts_with("unclosed table") || message.starts_with("unclosed array table");
+        broken.push(line..=if nameless { u32::MAX } else { line });
         findings.push(describe(text, span, message));
         if findings.len() > super::MOST_DIAGNOSTICS {
             break;
         }
     }
-    (root.into_inner(), findings)
+    Document {
+        root: root.into_inner(),
+        findings,
+        broken,
+    }
 }
 
 /// The outermost lists and inline tables that run to where the parser gave up.
@@ -283,8 +312,15 @@ fn describe(text: &Text, span: Range<usize>, message: &str) -> Diagnostic {
         "string values must be quoted" => {
             let word = text.slice(span.clone());
             let diagnostic = syntax("this is no value", "a string must be quoted");
-            if word.contains(['"', '\'', '\\', '\n']) {
-                return diagnostic;
+            if let Some(word) = nearest(word, ["true", "false"].into_iter()) {
+                let help = text.fix("write instead", span.clone(), word);
+                return Diagnostic {
+                    help: Some(help),
+                    ..diagnostic
+                };
+            }
+            if word.contains(['"', '\'', '\\', ' ', '\t', '\n']) {
+                return diagnostic.expected("one value, then a new line");
             }
             let help = text.fix("quote it", span.clone(), format!("\"{word}\""));
             Diagnostic {
@@ -302,8 +338,30 @@ fn describe(text: &Text, span: Range<usize>, message: &str) -> Diagnostic {
             }
         }
         "invalid boolean" => {
-            syntax("this is no value", "").expected("true or false; a string must be quoted")
+            let diagnostic =
+                syntax("this is no value", "").expected("true or false; a string must be quoted");
+            match nearest(text.slice(span.clone()), ["true", "false"].into_iter()) {
+                Some(word) => Diagnostic {
+                    help: Some(text.fix("write instead", span.clone(), word)),
+                    ..diagnostic
+                },
+                None => diagnostic,
+            }
         }
+        "missing escaped value" => syntax("a backslash begins an escape, and this is none", "")
+            .expected(
+                "a second backslash for a backslash itself, or single quotes around the string",
+            ),
+        "invalid unquoted key" if text.slice(span.clone()).starts_with("//") => {
+            let diagnostic = syntax("this is no comment", "a comment begins with #");
+            let slashes = span.start..span.start + 2;
+            Diagnostic {
+                help: Some(text.fix("write instead", slashes, "#")),
+                ..diagnostic
+            }
+        }
+        "invalid unquoted key" => syntax("a key cannot be written so", "")
+            .expected("letters, digits, `-` and `_`, or quotes around the key"),
         "key with no value" => {
             syntax("a key without a value", "").expected("`=` and a value, or # before a comment")
         }

@@ -121,6 +121,7 @@ pub fn place(file: &str, bytes: &[u8], number: u32) -> Option<Location> {
 
 fn lines(bytes: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     let bytes = bytes.strip_prefix(&[0xef, 0xbb, 0xbf]).unwrap_or(bytes);
+    let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     (1..).zip(bytes.split(|byte| *byte == b'\n'))
 }
 

@@ -260,7 +260,7 @@ fn multiaddr(text: &str) -> Result<Multiaddr, Fault> {
     }
     if let Ok(socket) = text.parse::<SocketAddr>() {
         let family = if socket.is_ipv4() { "ip4" } else { "ip6" };
-        return Err(Fault::new("written as a multiaddr").fix(format!(
+        return Err(Fault::new("not a multiaddr").fix(format!(
             "/{family}/{}/tcp/{}",
             socket.ip(),
             socket.port()

@@ -52,14 +52,10 @@ pub fn parse(source: Source, surroundings: &Surroundings) -> Draft {
             return draft;
         }
     };
-    let (root, broken) = document::parse(&text);
-    let lines: Vec<u32> = broken
-        .iter()
-        .filter_map(|diagnostic| Some(diagnostic.location.as_ref()?.line))
-        .collect();
-    draft.tree = check::check(&text, &root, &lines);
-    draft.tree.diagnostics.extend(broken);
-    if lines.is_empty() {
+    let document = document::parse(&text);
+    draft.tree = check::check(&text, &document.root, &document.broken);
+    draft.tree.diagnostics.extend(document.findings);
+    if document.broken.is_empty() {
         draft.filled = environment::fill(&mut draft.tree, &text, surroundings);
         draft.file = typed(&mut draft.tree, &text);
     }
@@ -115,9 +111,11 @@ impl Draft {
                 index: &index,
                 file: &file,
             };
-            diagnostics.extend(rules::check(&view));
+            let is_sound =
+                |diagnostics: &[Diagnostic]| !diagnostics.iter().any(Diagnostic::is_error);
+            diagnostics.extend(rules::check(&view, is_sound(&diagnostics)));
             let directory = &surroundings.directory;
-            let sound = !diagnostics.iter().any(Diagnostic::is_error);
+            let sound = is_sound(&diagnostics);
             let origins = keys::Origins {
                 view,
                 filled: &filled,
@@ -328,6 +326,7 @@ fn in_order(mut diagnostics: Vec<Diagnostic>, name: &str) -> Vec<Diagnostic> {
         Some(at) => (1, at.file.clone(), at.line, at.column),
         None => (2, String::new(), 0, 0),
     });
+    diagnostics.iter_mut().for_each(Diagnostic::shorten);
     let most = super::MOST_DIAGNOSTICS;
     if diagnostics.len() > most {
         // An error must not be among those that are left out.

@@ -19,17 +19,34 @@ use crate::acl::Subject;
 /// What the kernel takes in `sun_path`, less the final NUL.
 const LONGEST_SOCKET_PATH: usize = 107;
 
-/// Runs every rule.
-pub fn check(view: &View<'_>) -> Vec<Diagnostic> {
-    let mut found = Vec::new();
+/// Runs every rule. Unless each value by itself is `sound`, those are left out that would judge a default which stands
+/// in for a bad value.
+pub fn check(view: &View<'_>, sound: bool) -> Vec<Diagnostic> {
+    let mut found = Found::default();
     peers(view, &mut found);
     listeners(view, &mut found);
     names(view, &mut found);
-    tests(view, &mut found);
-    resources(view, &mut found);
-    access(view, &mut found);
-    repeated(view, &mut found);
-    found
+    if sound {
+        tests(view, &mut found);
+        resources(view, &mut found);
+        access(view, &mut found);
+        repeated(view, &mut found);
+    }
+    found.0
+}
+
+/// Findings, up to what anybody reads.
+#[derive(Default)]
+struct Found(Vec<Diagnostic>);
+
+impl Found {
+    fn push(&mut self, diagnostic: Diagnostic) {
+        self.0.push(diagnostic);
+    }
+
+    fn is_full(&self) -> bool {
+        self.0.len() > super::MOST_DIAGNOSTICS
+    }
 }
 
 /// The whole path of the API socket must fit into its address.
@@ -75,7 +92,7 @@ impl View<'_> {
     }
 }
 
-fn peers(view: &View<'_>, found: &mut Vec<Diagnostic>) {
+fn peers(view: &View<'_>, found: &mut Found) {
     let mut seen = HashMap::new();
     let blocked: HashMap<_, _> = view
         .file
@@ -89,6 +106,9 @@ fn peers(view: &View<'_>, found: &mut Vec<Diagnostic>) {
         })
         .collect();
     for (at, peer) in view.file.peer.iter().enumerate() {
+        if found.is_full() {
+            return;
+        }
         let id = format!("peer[{at}].id");
         if let Some(first) = seen.get(&peer.id) {
             let first = format!("peer[{first}].id");
@@ -136,7 +156,7 @@ fn peers(view: &View<'_>, found: &mut Vec<Diagnostic>) {
 }
 
 /// Two listeners cannot share a port of one address and protocol.
-fn listeners(view: &View<'_>, found: &mut Vec<Diagnostic>) {
+fn listeners(view: &View<'_>, found: &mut Found) {
     let mut seen: HashMap<(IpAddr, bool, u16), String> = HashMap::new();
     for (at, address) in view.file.transport.listen.iter().enumerate() {
         let path = format!("transport.listen[{at}]");
@@ -178,7 +198,7 @@ fn listeners(view: &View<'_>, found: &mut Vec<Diagnostic>) {
     }
 }
 
-fn names(view: &View<'_>, found: &mut Vec<Diagnostic>) {
+fn names(view: &View<'_>, found: &mut Found) {
     let lists = view.file.acl.list.iter().map(|list| list.name.as_str());
     let tests = view.file.acl.test.iter().map(|test| test.name.as_str());
     unique(view, "acl.list", "list", lists, found);
@@ -190,10 +210,13 @@ fn unique<'a>(
     array: &str,
     what: &str,
     names: impl Iterator<Item = &'a str>,
-    found: &mut Vec<Diagnostic>,
+    found: &mut Found,
 ) {
     let mut seen = HashMap::new();
     for (at, name) in names.enumerate() {
+        if found.is_full() {
+            return;
+        }
         if let Some(first) = seen.get(name) {
             let (first, second) = (
                 format!("{array}[{first}].name"),
@@ -210,8 +233,11 @@ fn unique<'a>(
     }
 }
 
-fn tests(view: &View<'_>, found: &mut Vec<Diagnostic>) {
+fn tests(view: &View<'_>, found: &mut Found) {
     for (at, test) in view.file.acl.test.iter().enumerate() {
+        if found.is_full() {
+            return;
+        }
         let table = format!("acl.test[{at}]");
         if test.allow.is_empty() && test.deny.is_empty() {
             let diagnostic = Diagnostic::new(
@@ -245,7 +271,7 @@ fn tests(view: &View<'_>, found: &mut Vec<Diagnostic>) {
     }
 }
 
-fn resources(view: &View<'_>, found: &mut Vec<Diagnostic>) {
+fn resources(view: &View<'_>, found: &mut Found) {
     let resources = &view.file.relay.resources;
     let at = |key: &str| format!("relay.resources.{key}");
     if resources.max_buffers.0 < resources.buffer_size.0.saturating_mul(2) {
@@ -302,7 +328,7 @@ fn resources(view: &View<'_>, found: &mut Vec<Diagnostic>) {
     }
 }
 
-fn access(view: &View<'_>, found: &mut Vec<Diagnostic>) {
+fn access(view: &View<'_>, found: &mut Found) {
     let access = &view.file.acl;
     let open = access.reserve == AudienceFile::Anyone && access.connect == AudienceFile::Anyone;
     let allowing = |list: &super::file::ListFile| list.action == ActionFile::Allow;
@@ -345,7 +371,7 @@ fn access(view: &View<'_>, found: &mut Vec<Diagnostic>) {
 }
 
 /// An entry that stands in a list twice was meant to be another one, or is a leftover.
-fn repeated(view: &View<'_>, found: &mut Vec<Diagnostic>) {
+fn repeated(view: &View<'_>, found: &mut Found) {
     let file = view.file;
     let lists = [
         ("acl.allow", &file.acl.allow),
@@ -355,6 +381,9 @@ fn repeated(view: &View<'_>, found: &mut Vec<Diagnostic>) {
     for (path, entries) in lists {
         let mut seen = HashMap::new();
         for (at, entry) in entries.iter().enumerate() {
+            if found.is_full() {
+                return;
+            }
             let here = format!("{path}[{at}]");
             if let Some(first) = seen.get(entry) {
                 let diagnostic =

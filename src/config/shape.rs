@@ -123,6 +123,7 @@ impl<'a> Shape<'a> {
                     Shape::of(element).expected(element)
                 )
             }
+            Shape::Whole(Whole { least, most }) if least == most => least.to_string(),
             Shape::Whole(Whole { least, most }) => {
                 format!(
                     "a whole number from {} to {}",

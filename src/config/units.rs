@@ -119,6 +119,14 @@ impl FromStr for Span {
         if text.is_empty() {
             return Err(Fault::new("empty"));
         }
+        if text.contains(char::is_whitespace) {
+            let fault = Fault::new("no spaces here");
+            let compact: String = text.split_whitespace().collect();
+            return Err(match compact.parse::<Span>() {
+                Ok(_) => fault.fix(compact),
+                Err(Fault { fix, .. }) => Fault { fix, ..fault },
+            });
+        }
         let mut rest = text;
         let mut total: u64 = 0;
         let mut units = SPAN_UNITS;
@@ -356,10 +364,9 @@ literal!(SpanOrOff);
 
 /// Whether a bare number lacks only its unit.
 pub fn has_unit(kind: &str) -> bool {
-    kind.starts_with("size")
-        || kind.starts_with("duration")
-        || kind.starts_with("bandwidth")
-        || kind.starts_with("rate")
+    ["size", "duration", "bandwidth"]
+        .iter()
+        .any(|unit| kind.starts_with(unit))
 }
 
 /// What somebody who wrote a bare number for a literal of this kind probably meant.
@@ -430,6 +437,7 @@ fn letters(text: &str) -> usize {
 fn not_a_number(text: &str) -> Fault {
     match text.chars().next() {
         Some('-') => Fault::new("negative"),
+        _ if text == UNLIMITED => Fault::new("a bound is needed here"),
         Some(c) if c.is_whitespace() => Fault::new("no spaces here"),
         _ => Fault::new("no number where one is needed"),
     }
