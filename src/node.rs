@@ -301,16 +301,20 @@ impl Node {
         self.net.report().await.peers
     }
 
-    /// Admits nobody from now on, waits until the last circuit has ended or `patience` is over, and stops.
-    pub async fn drain_and_stop(self, patience: Duration) {
-        self.net.drain().await;
-        if tokio::time::timeout(patience, self.net.idle())
-            .await
-            .is_err()
-        {
-            let circuits = self.net.report().await.relay.circuits;
-            tracing::warn!(circuits, patience = ?patience, "circuits cut at the end of the drain time-out");
+    /// Admits nobody from now on, and waits until the last circuit has ended or `patience` is over. Reports go on.
+    pub fn drain(&self, patience: Duration) -> impl Future<Output = ()> + use<> {
+        let net = self.net.clone();
+        async move {
+            net.drain().await;
+            if tokio::time::timeout(patience, net.idle()).await.is_err() {
+                let circuits = net.report().await.relay.circuits;
+                tracing::warn!(circuits, patience = ?patience, "circuits cut at the end of the drain time-out");
+            }
         }
+    }
+
+    /// Closes everything. Answers under way are finished.
+    pub async fn stop(self) {
         for served in [self.api, self.metrics] {
             if let Some(server) = served.server {
                 server.stop().await;

@@ -152,11 +152,24 @@ impl Engine {
             patience = ?DRAIN_PATIENCE,
             "stopping: nobody new is admitted, circuits may end; a second signal ends at once"
         );
+        let mut drained = std::pin::pin!(self.node.drain(DRAIN_PATIENCE));
+        loop {
+            tokio::select! {
+                () = &mut drained => break,
+                // Whoever asks twice does not want to wait.
+                () = self.signals.end.asked() => break,
+                Some(request) = self.requests.recv() => self.answer_while_stopping(request).await,
+            }
+        }
+        self.node.stop().await;
         self.keeper.finish().await;
-        tokio::select! {
-            () = self.node.drain_and_stop(DRAIN_PATIENCE) => {}
-            // Whoever asks twice does not want to wait.
-            () = self.signals.end.asked() => {}
+    }
+
+    /// A node that stops still says how it stands; whoever wants it changed is turned away by a dropped reply.
+    async fn answer_while_stopping(&mut self, request: Request) {
+        match request {
+            Request::Status { .. } => self.answer(request).await,
+            Request::Plan { .. } | Request::Reload { .. } => drop(request),
         }
     }
 

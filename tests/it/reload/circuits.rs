@@ -117,3 +117,53 @@ async fn a_denied_peer_is_cut_and_the_verdict_counts_it() {
     within("the denied peer learns", denied.disconnected_from(relay)).await;
     echoes(&mut near, &mut far, b"nobody else notices").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopping_node_admits_nobody_lets_circuits_end_and_says_so() {
+    let mut node = start(&listening("64", ""));
+    let (mut destination, relay) = connected(&node).await;
+    destination.reserve(relay).await.expect("reserves");
+    let (source, _) = connected(&node).await;
+    let (near, mut far) = tokio::join!(
+        source.connect(relay, destination.peer),
+        destination.accept_circuit()
+    );
+    let mut near = near.expect("a circuit");
+    let (mut newcomer, _) = connected(&node).await;
+
+    node.signal(rustix::process::Signal::TERM);
+
+    let status = node.until("it says that it stops", |status| {
+        status["node"]["relay"]["stopping"] == true
+    });
+    assert_eq!(status["node"]["relay"]["circuits"], 1);
+    newcomer
+        .reserve(relay)
+        .await
+        .expect_err("nobody is admitted any more");
+    echoes(&mut near, &mut far, b"still here").await;
+    near.close().await.expect("closes");
+    far.close().await.expect("closes");
+    assert_eq!(node.wait().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_the_node_at_once() {
+    let mut node = start(&listening("64", ""));
+    let (mut destination, relay) = connected(&node).await;
+    destination.reserve(relay).await.expect("reserves");
+    let (source, _) = connected(&node).await;
+    let (near, _far) = tokio::join!(
+        source.connect(relay, destination.peer),
+        destination.accept_circuit()
+    );
+    let _near = near.expect("a circuit");
+    node.signal(rustix::process::Signal::TERM);
+    node.until("it says that it stops", |status| {
+        status["node"]["relay"]["stopping"] == true
+    });
+
+    node.signal(rustix::process::Signal::TERM);
+
+    assert_eq!(node.wait().code(), Some(0));
+}
