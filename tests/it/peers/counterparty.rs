@@ -4,7 +4,10 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
-    sync::mpsc::{Receiver, channel},
+    sync::{
+        Arc, Mutex,
+        mpsc::{Receiver, channel},
+    },
     thread,
 };
 
@@ -25,6 +28,7 @@ enum Way {
         child: Child,
         requests: ChildStdin,
         answers: Receiver<String>,
+        complaints: Arc<Mutex<Vec<String>>>,
     },
     InProcess(rust::Client),
 }
@@ -114,10 +118,19 @@ impl Counterparty {
             .arg(name)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
         let requests = child.stdin.take().expect("piped");
         let lines = BufReader::new(child.stdout.take().expect("piped"));
+        let errors = BufReader::new(child.stderr.take().expect("piped"));
+        let complaints = Arc::new(Mutex::new(Vec::new()));
+        let kept = complaints.clone();
+        thread::spawn(move || {
+            for line in errors.lines().map_while(Result::ok) {
+                kept.lock().expect("not poisoned").push(line);
+            }
+        });
         let (tell, answers) = channel();
         thread::spawn(move || {
             lines
@@ -137,6 +150,7 @@ impl Counterparty {
                 child,
                 requests,
                 answers,
+                complaints,
             },
         })
     }
@@ -175,9 +189,16 @@ impl Counterparty {
 
 impl Drop for Counterparty {
     fn drop(&mut self) {
-        if let Way::Program { child, .. } = &mut self.way {
+        if let Way::Program {
+            child, complaints, ..
+        } = &mut self.way
+        {
             let _ = child.kill();
             let _ = child.wait();
+            if thread::panicking() {
+                let complaints = complaints.lock().expect("not poisoned").join("\n");
+                eprintln!("{} said:\n{complaints}", self.name);
+            }
         }
     }
 }
