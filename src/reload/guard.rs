@@ -64,3 +64,72 @@ impl fmt::Display for Lost {
         write!(f, "{keys} of the {of} keys in force are no longer set")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn keys(text: &str) -> Keys {
+        Config::from_toml(&format!("version = 1\n{text}"))
+            .unwrap()
+            .keys
+    }
+
+    const WHOLE: &str = "node.name = \"hub\"\n[limits]\nconnections = 64\npending = 8\n[acl]\nreserve = \"anyone\"\n";
+
+    #[test]
+    fn an_edited_file_passes() {
+        for edited in [
+            WHOLE.to_owned(),
+            WHOLE.replace("64", "65"),
+            WHOLE.replace("pending = 8\n", ""),
+            WHOLE
+                .replace("pending = 8\n", "")
+                .replace("node.name = \"hub\"\n", ""),
+            format!("{WHOLE}mode = \"shadow\"\n[log]\nlevel = \"debug\"\n"),
+        ] {
+            assert_eq!(lost(&keys(WHOLE), &keys(&edited)), None, "{edited}");
+        }
+    }
+
+    #[test]
+    fn a_vanished_section_is_noticed() {
+        let without = keys(&WHOLE.replace(
+            "[acl]\nreserve = \"anyone\"\n",
+            "[log]\nlevel = \"debug\"\n",
+        ));
+        let lost = lost(&keys(WHOLE), &without).unwrap();
+        assert_eq!(lost.sections, ["acl"]);
+        assert!(
+            lost.to_string()
+                .starts_with("[acl] gone from the file; 1 of the "),
+            "{lost}"
+        );
+    }
+
+    #[test]
+    fn a_section_that_was_not_there_need_not_be() {
+        let few = "node.name = \"hub\"\nlog.level = \"debug\"\nlog.format = \"json\"\n";
+        assert_eq!(
+            lost(
+                &keys(few),
+                &keys(&few.replace("log.format = \"json\"\n", ""))
+            ),
+            None
+        );
+    }
+
+    #[test]
+    fn more_than_half_of_the_keys_are_too_many_to_lose() {
+        let four = "node.name = \"hub\"\nlog.level = \"debug\"\nlog.format = \"json\"\ntransport.listen = []\n";
+        let rest = |gone: usize| {
+            four.lines()
+                .skip(gone)
+                .fold(String::new(), |text, line| text + line + "\n")
+        };
+        assert_eq!(lost(&keys(four), &keys(&rest(2))), None);
+        let lost = lost(&keys(four), &keys(&rest(3))).unwrap();
+        assert_eq!((lost.keys, lost.sections.len()), (3, 0));
+    }
+}
