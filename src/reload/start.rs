@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     config::{Checked, Config, Diagnostic},
+    net::ListenError,
     node::{self, Node},
     plan::{Acknowledgement, Outcome, Plan, Trigger},
     telemetry::Log,
@@ -70,6 +71,9 @@ impl StartFailure {
             StartFailure::Invalid(_) | StartFailure::NothingGood(_) => CONFIGURATION,
             StartFailure::Node(node::StartError::Key(_)) => CONFIGURATION,
             StartFailure::Node(error) if is_forbidden(error) => NO_PERMISSION,
+            StartFailure::Prepare(node::PrepareError::Listen(ListenError::Privileged {
+                ..
+            })) => NO_PERMISSION,
             StartFailure::Prepare(error) if is_forbidden(error) => NO_PERMISSION,
             StartFailure::Node(_) | StartFailure::Prepare(_) | StartFailure::Signals(_) => {
                 UNAVAILABLE
@@ -259,5 +263,31 @@ impl End {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::identity::StateDirError;
+
+    #[test]
+    fn a_missing_right_is_told_from_what_is_not_to_be_had() {
+        let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let address: libp2p::Multiaddr = "/ip4/127.0.0.1/tcp/80".parse().unwrap();
+        let code = |failure: StartFailure| failure.exit_code();
+        let privileged = ListenError::Privileged {
+            address: address.clone(),
+        };
+        assert_eq!(code(node::PrepareError::from(privileged).into()), 77);
+        let taken = ListenError::InUse { address };
+        assert_eq!(code(node::PrepareError::from(taken).into()), 69);
+        let path = PathBuf::from("/var/lib/edgevpn");
+        let state = StateDirError::Unusable {
+            path,
+            source: denied(),
+        };
+        assert_eq!(code(node::StartError::from(state).into()), 77);
+        assert_eq!(code(StartFailure::Signals(denied())), 69);
     }
 }
