@@ -370,10 +370,14 @@ mod tests {
             })
         }
 
+        /// Waits to be told of this content; nobody looks without a reason.
         async fn until(&mut self, content: &str) {
             let seen = tokio::time::timeout(PATIENCE, async {
-                while self.look() != content {
+                loop {
                     self.watcher.changed().await;
+                    if self.look() == content {
+                        return;
+                    }
                 }
             });
             seen.await
@@ -400,7 +404,7 @@ mod tests {
     #[tokio::test]
     async fn every_plain_way_to_write_is_noticed_again_and_again() {
         let mut watched = Watched::by_events(plain);
-        watched.until("old").await;
+        watched.rest().await;
         for round in 0..5 {
             let file = watched.file.clone();
             let text = |style: &str| format!("{style} {round}");
@@ -428,7 +432,7 @@ mod tests {
         let mut watched = Watched::by_events(plain);
         let other = tempfile::tempdir_in(watched.root.parent().unwrap()).unwrap();
         fs::hard_link(&watched.file, other.path().join("other")).unwrap();
-        watched.until("old").await;
+        watched.rest().await;
         fs::write(other.path().join("other"), "by the other name").unwrap();
         watched.until("by the other name").await;
     }
@@ -442,7 +446,7 @@ mod tests {
             symlink("..data/a.toml", root.join("a.toml")).unwrap();
             "a.toml".into()
         });
-        watched.until("old").await;
+        watched.rest().await;
         for round in 1..20 {
             let version = watched.root.join(format!("..{round}"));
             fs::create_dir(&version).unwrap();
@@ -461,7 +465,7 @@ mod tests {
             fs::write(root.join("a/b/c.toml"), "old").unwrap();
             "a/b/c.toml".into()
         });
-        watched.until("old").await;
+        watched.rest().await;
         for (round, height) in ["a", "a/b", "a", "a/b"].into_iter().enumerate() {
             let aside = watched.root.join(format!("aside {round}"));
             fs::rename(watched.root.join(height), aside).unwrap();
@@ -473,9 +477,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_was_moved_away_and_back_is_watched_still() {
+        let mut watched = Watched::by_events(|root| {
+            fs::create_dir(root.join("conf")).unwrap();
+            fs::write(root.join("conf/a.toml"), "old").unwrap();
+            "conf/a.toml".into()
+        });
+        watched.rest().await;
+        let (conf, aside) = (watched.root.join("conf"), watched.root.join("aside"));
+        fs::rename(&conf, &aside).unwrap();
+        fs::rename(&aside, &conf).unwrap();
+        watched.rest().await;
+        fs::write(watched.root.join("tmp"), "new").unwrap();
+        fs::rename(watched.root.join("tmp"), &watched.file).unwrap();
+        watched.until("new").await;
+    }
+
+    #[tokio::test]
     async fn a_writer_is_waited_for_until_it_closes() {
         let mut watched = Watched::by_events(plain);
-        watched.until("old").await;
+        watched.rest().await;
         let mut writer = File::create(&watched.file).unwrap();
         for part in ["one ", "two ", "three"] {
             writer.write_all(part.as_bytes()).unwrap();
@@ -491,7 +512,7 @@ mod tests {
     #[tokio::test]
     async fn reading_the_file_and_writing_beside_it_cause_no_look() {
         let mut watched = Watched::by_events(plain);
-        watched.until("old").await;
+        watched.rest().await;
         for _ in 0..10 {
             watched.look();
             fs::write(watched.root.join("beside"), "else").unwrap();
@@ -505,7 +526,7 @@ mod tests {
     async fn comparing_contents_suffices_without_events() {
         let mut watched = Watched::new(Watch::Poll, Duration::from_millis(20), plain);
         assert_eq!(watched.watcher.report().method, "20ms poll");
-        watched.until("old").await;
+        watched.rest().await;
         fs::write(&watched.file, "new").unwrap();
         watched.until("new").await;
         fs::remove_file(&watched.file).unwrap();
@@ -533,7 +554,7 @@ mod tests {
     #[tokio::test]
     async fn lost_events_are_told_and_made_up_for() {
         let mut watched = Watched::new(Watch::Auto, Duration::from_millis(50), plain);
-        watched.until("old").await;
+        watched.rest().await;
         watched.watcher.degrade(Deaf("as in the test".to_owned()));
         let report = watched.watcher.report();
         assert!(!report.healthy);
