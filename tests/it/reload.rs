@@ -8,6 +8,7 @@ mod lists;
 mod rejected;
 mod signals;
 mod start;
+mod validate;
 
 use crate::support::{
     files::{Style, file},

@@ -283,6 +283,134 @@ fn a_mounted_directory_is_followed() {
     drop(mount);
 }
 
+/// A node in a user namespace of its own, where a count of inotify can be limited without harm to the machine.
+struct Limited {
+    node: NodeUnderTest,
+    limit: &'static str,
+}
+
+impl Limited {
+    fn start(limit: &'static str, value: u32) -> Option<Limited> {
+        let probe = format!("echo {value} > /proc/sys/user/{limit}");
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--user", "--map-root-user", "sh", "-c", &probe]);
+        if !unshare.output().is_ok_and(|output| output.status.success()) {
+            eprintln!("skipped: no user namespaces here");
+            return None;
+        }
+        let folder = Arc::new(tempfile::tempdir().expect("a folder"));
+        Layout::Plain.arrange(folder.path(), &quick("1"));
+        let script = format!("{probe} && exec \"$0\" \"$@\"");
+        let node = NodeUnderTest::start_by(
+            folder,
+            &["unshare", "--user", "--map-root-user", "sh", "-c", &script],
+        );
+        node.until("the first file is applied", applied(quick("1")));
+        Some(Limited { node, limit })
+    }
+
+    fn lift(&self) {
+        let script = format!("echo 1000 > /proc/sys/user/{}", self.limit);
+        let id = self.node.id().to_string();
+        run(Command::new("nsenter").args([
+            "-U",
+            "--preserve-credentials",
+            "-t",
+            &id,
+            "sh",
+            "-c",
+            &script,
+        ]));
+    }
+}
+
+/// Contents are compared often, for there are no events.
+fn quick(circuits: &str) -> String {
+    file(circuits, "").replace("poll_interval = \"10m\"", "poll_interval = \"1s\"")
+}
+
+fn is_followed_without_events_and_with_them_again(limit: &'static str, value: u32, reason: &str) {
+    let Some(limited) = Limited::start(limit, value) else {
+        return;
+    };
+    let node = &limited.node;
+    let status = node.until("it says so", |status| status["state"] == "watch_degraded");
+    let problem = status["watcher"]["problem"].as_str().expect("a problem");
+    assert!(problem.contains(reason), "{problem}");
+    assert!(
+        !status["watcher"]["method"]
+            .as_str()
+            .expect("a method")
+            .contains("inotify")
+    );
+    assert!(
+        node.until_logged(&["file events do not arrive"])
+            .contains("WARN")
+    );
+    for circuits in ["2", "3"] {
+        Style::RenamedOver.write(node.folder.path(), &quick(circuits));
+        node.until("a change is applied all the same", applied(quick(circuits)));
+    }
+    limited.lift();
+    let status = node.until("events are back", |status| status["state"] == "in_sync");
+    assert!(
+        status["watcher"]["method"]
+            .as_str()
+            .expect("a method")
+            .contains("inotify")
+    );
+    assert_eq!(
+        node.log_text().matches("file events do not arrive").count(),
+        1,
+        "{}",
+        node.log_text()
+    );
+}
+
+#[test]
+fn without_inotify_instances_contents_are_compared() {
+    is_followed_without_events_and_with_them_again(
+        "max_inotify_instances",
+        0,
+        "fs.inotify.max_user_instances",
+    );
+}
+
+#[test]
+fn without_inotify_watches_contents_are_compared() {
+    is_followed_without_events_and_with_them_again(
+        "max_inotify_watches",
+        1,
+        "fs.inotify.max_user_watches",
+    );
+}
+
+#[test]
+fn a_node_that_lost_events_looks_again() {
+    let node = start(Layout::Plain, &quick("1"));
+    node.signal(rustix::process::Signal::STOP);
+    // More than fs.inotify.max_queued_events, 16,384 unless somebody raised it.
+    let queue: usize = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(16_384);
+    for number in 0..=queue.min(100_000) / 4 {
+        let path = node.path(&format!("beside {}", number % 7));
+        fs::write(&path, "anything").expect("written");
+        fs::remove_file(path).expect("removed");
+    }
+    Style::RenamedOver.write(node.folder.path(), &quick("2"));
+    node.signal(rustix::process::Signal::CONT);
+    node.until("what was lost is found", applied(quick("2")));
+    assert!(
+        node.until_logged(&["file events do not arrive"])
+            .contains("max_queued_events")
+    );
+    node.until("events are back", |status| status["state"] == "in_sync");
+    Style::RenamedOver.write(node.folder.path(), &quick("3"));
+    node.until("and work", applied(quick("3")));
+}
+
 /// A bind mount, undone at the end.
 struct Mount(std::path::PathBuf);
 

@@ -61,9 +61,31 @@ impl NodeUnderTest {
 
     /// Starts the program on `edgevpn.toml` in a folder that exists, without waiting.
     pub fn start_in(folder: Arc<tempfile::TempDir>, arguments: &[&str]) -> Self {
-        let mut child = command(folder.path())
+        let mut program = command(folder.path());
+        program.args(["run", "-c", "edgevpn.toml"]).args(arguments);
+        Self::spawn(folder, program)
+    }
+
+    /// The same through another program, which takes the program and its arguments as its last ones.
+    pub fn start_by(folder: Arc<tempfile::TempDir>, wrapper: &[&str]) -> Self {
+        let plain = command(folder.path());
+        let mut program = Command::new(wrapper.first().expect("a program"));
+        program
+            .args(wrapper.iter().skip(1))
+            .arg(plain.get_program())
             .args(["run", "-c", "edgevpn.toml"])
-            .args(arguments)
+            .current_dir(folder.path())
+            .env_clear()
+            .envs(
+                plain
+                    .get_envs()
+                    .filter_map(|(name, value)| Some((name, value?))),
+            );
+        Self::spawn(folder, program)
+    }
+
+    fn spawn(folder: Arc<tempfile::TempDir>, mut program: Command) -> Self {
+        let mut child = program
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
