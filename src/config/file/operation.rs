@@ -106,7 +106,8 @@ impl Default for LogFile {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReloadFile {
-    /// How a change of this file or of a list is noticed. `reload` and SIGHUP work in every case.
+    /// How a change of this file or of a list is noticed. `reload` and SIGHUP work in every case; with `"off"` list
+    /// files too are read only then.
     ///
     /// Example: `watch = "poll"`.
     #[schemars(extend("x-edgevpn-reload" = "live"))]
@@ -124,13 +125,17 @@ pub struct ReloadFile {
     #[schemars(extend("x-edgevpn-reload" = "live", "x-edgevpn-minimum" = "100ms", "x-edgevpn-maximum" = "1h"))]
     pub poll_interval: Span,
 
-    /// What a change of the file may cost. One that costs more is rejected as a whole, with its keys named.
+    /// What a change of the file may cost. One that costs more is refused as a whole, with its keys named; the value in
+    /// force decides, not that of the new file.
     ///
     /// Example: `max_impact = "live"`.
     #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub max_impact: Class,
 
-    /// Undo a change unless it is confirmed within this time (`reload --confirm`), or `"off"`.
+    /// Undo a change unless it is confirmed within this time (`reload --confirm`), or `"off"`. It also counts as
+    /// confirmed when, at the end of the time, a peer is connected that was connected when the change came; a node
+    /// without peers has to be told. A file that was undone is not applied again until it changes or `reload --force`
+    /// insists. The value of the new file decides; a start is not undone.
     ///
     /// Example: `confirm = "60s"`.
     #[schemars(extend("x-edgevpn-reload" = "live", "x-edgevpn-minimum" = "1s", "x-edgevpn-maximum" = "1h"))]
