@@ -3,8 +3,14 @@
 //! A truncated TOML file is very often valid TOML, and what it lacks would open the node: no `[acl]`, no `[limits]`. Such a
 //! file is held back until it changes again or somebody insists.
 
+use super::read::Content;
 use crate::{config::Keys, id::Origin};
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Sections without which a node is more open or harder to correct. Whoever wants to be rid of one says so with `--force`.
 const SECTIONS: [&str; 3] = ["acl", "limits", "reload"];
@@ -41,6 +47,23 @@ pub fn lost(applied: &Keys, candidate: &Keys) -> Option<Lost> {
     };
     let most_are_gone = lost.keys > lost.of / 2;
     (most_are_gone || !lost.sections.is_empty()).then_some(lost)
+}
+
+/// A list file that had content and has not a single byte now: what a writer leaves that has only begun, or whose disk is
+/// full. An emptied deny list would admit everybody on it. A list that is meant to be empty says so in a comment.
+pub fn emptied<'a>(
+    applied: &BTreeMap<PathBuf, Arc<Content>>,
+    candidate: &'a BTreeMap<PathBuf, Arc<Content>>,
+) -> Option<&'a Path> {
+    let had_content = |path: &PathBuf| {
+        applied
+            .get(path)
+            .is_some_and(|content| !content.bytes.is_empty())
+    };
+    candidate
+        .iter()
+        .find(|(path, content)| content.bytes.is_empty() && had_content(path))
+        .map(|(path, _)| path.as_path())
 }
 
 /// The keys that the file itself sets. What stands in a list file is not among them.
@@ -118,6 +141,21 @@ mod tests {
             ),
             None
         );
+    }
+
+    #[test]
+    fn a_list_without_a_byte_is_noticed_unless_it_was_so_before() {
+        let lists = |text: &str| {
+            let content = Arc::new(Content::from(text.as_bytes().to_vec()));
+            BTreeMap::from([(PathBuf::from("/etc/edgevpn/ops.txt"), content)])
+        };
+        assert_eq!(
+            emptied(&lists("192.0.2.1\n"), &lists("")),
+            Some(Path::new("/etc/edgevpn/ops.txt"))
+        );
+        assert_eq!(emptied(&lists("192.0.2.1\n"), &lists("# nobody\n")), None);
+        assert_eq!(emptied(&lists(""), &lists("")), None);
+        assert_eq!(emptied(&BTreeMap::new(), &lists("")), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::{
     node::PrepareError,
     plan::{Plan, Trigger},
 };
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 pub enum Verdict {
     /// The file has errors; they are among its findings.
@@ -63,8 +63,13 @@ impl Verdict {
         let suspicious = || match guard {
             Guard::Off => None,
             Guard::On if undone == Some(&candidate.fingerprint) => Some(Obstacle::Undone),
-            Guard::On => guard::lost(&applied.config.keys, &candidate.config.keys)
-                .map(|lost| Obstacle::HalfWritten(half_written(name, &lost))),
+            Guard::On => {
+                let lost = guard::lost(&applied.config.keys, &candidate.config.keys);
+                let emptied = guard::emptied(&applied.lists, &candidate.lists);
+                lost.map(|lost| half_written(name, &lost))
+                    .or_else(|| emptied.map(half_written_list))
+                    .map(Obstacle::HalfWritten)
+            }
         };
         let obstacle =
             suspicious().or_else(|| too_costly(name, &plan, applied.config.reload.max_impact));
@@ -83,6 +88,15 @@ fn half_written(name: &str, lost: &guard::Lost) -> Diagnostic {
     )
     .in_file(name)
     .help("complete the file; if it is meant so, run: edgevpn reload --force")
+}
+
+fn half_written_list(path: &Path) -> Diagnostic {
+    Diagnostic::new(
+        Code::HeldBack,
+        "the list looks half-written: it had entries and has no byte now",
+    )
+    .in_file(path.display().to_string())
+    .help("write a comment into a list that is meant to be empty, or run: edgevpn reload --force")
 }
 
 fn too_costly(name: &str, plan: &Plan, max_impact: Class) -> Option<Obstacle> {

@@ -104,3 +104,21 @@ fn a_list_that_was_never_read_does_not_start_a_node_nor_a_change() {
     assert_eq!(verdict["outcome"], "rejected", "{verdict:#}");
     assert_eq!(verdict["generation"], json!(1));
 }
+
+#[test]
+fn a_list_that_is_emptied_is_held_back_and_one_that_says_it_is_empty_is_applied() {
+    let node = start_with(&list("deny", "1h"));
+    fs::write(node.path("ops.txt"), "").expect("written");
+    let status = node.until("it is held back", |status| outcome(status) == "rejected");
+    assert_eq!(status["generation"], 1, "{status:#}");
+    assert_eq!(status["last_attempt"]["diagnostics"][0]["code"], "EV0203");
+    fs::write(node.path("ops.txt"), "# nobody any more\n").expect("written");
+    let status = node.until("it is applied", |status| status["generation"] == 2);
+    assert_eq!(status["last_attempt"]["changes"][0]["removed"]["total"], 1);
+
+    fs::write(node.path("ops.txt"), "192.0.2.0/24\n").expect("written");
+    node.until("it is denied again", |status| status["generation"] == 3);
+    fs::write(node.path("ops.txt"), "").expect("written");
+    node.until("it is held back", |status| outcome(status) == "rejected");
+    assert_eq!(reload(&node, "force")["outcome"], "applied");
+}
