@@ -94,6 +94,9 @@ fn tell(verdict: &Acknowledgement, repeated: bool) {
         Outcome::Unchanged => {
             tracing::debug!(generation, sha256, took, trigger, "config unchanged")
         }
+        Outcome::RolledBack if repeated => {
+            tracing::debug!(generation, sha256, trigger, "config stays rolled back")
+        }
         Outcome::RolledBack => tracing::warn!(
             generation,
             sha256,

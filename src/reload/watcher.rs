@@ -36,8 +36,6 @@ pub struct Watcher {
     settle: Settle,
     /// Why there are no file events though they are wanted.
     deaf: Option<Deaf>,
-    /// How often events have failed since the start.
-    failures: u64,
 }
 
 /// The part of `[reload]` that says how to watch, and how old a list may be.
@@ -126,7 +124,6 @@ impl Watcher {
             comparison: None,
             settle: Settle::default(),
             deaf: None,
-            failures: 0,
         };
         watcher.arrange();
         watcher
@@ -215,11 +212,6 @@ impl Watcher {
         }
     }
 
-    /// How often file events have failed since the start.
-    pub fn failures(&self) -> u64 {
-        self.failures
-    }
-
     fn poll_notice(&mut self, cx: &mut Context<'_>) -> Poll<Notice> {
         if let Some(events) = &mut self.events
             && let Poll::Ready(notice) = events.poll_notice(cx)
@@ -278,7 +270,6 @@ impl Watcher {
     fn degrade(&mut self, deaf: Deaf) {
         self.events = None;
         if self.deaf.as_ref() != Some(&deaf) {
-            self.failures += 1;
             tracing::warn!(
                 cause = %deaf,
                 every = ?self.wanted.interval,
@@ -571,6 +562,5 @@ mod tests {
         tokio::time::timeout(PATIENCE, healthy)
             .await
             .expect("events arrive again");
-        assert_eq!(watched.watcher.failures(), 1);
     }
 }

@@ -129,7 +129,7 @@ async fn a_stopping_node_admits_nobody_lets_circuits_end_and_says_so() {
         destination.accept_circuit()
     );
     let mut near = near.expect("a circuit");
-    let (mut newcomer, _) = connected(&node).await;
+    let (newcomer, _) = connected(&node).await;
 
     node.signal(rustix::process::Signal::TERM);
 
