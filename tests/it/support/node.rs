@@ -244,6 +244,25 @@ impl NodeUnderTest {
         self.wait()
     }
 
+    /// Waits until `holds` or the process has ended, whichever is first, and says whether it has ended.
+    pub fn until_ended_or(&mut self, what: &str, holds: impl Fn(&Value) -> bool) -> bool {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if self.child.try_wait().expect("waitable").is_some() {
+                return true;
+            }
+            if self.status().is_some_and(|status| holds(&status)) {
+                return false;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "never: {what}, nor an end\nlog:\n{}",
+                self.log_text()
+            );
+            self.wait_for_news();
+        }
+    }
+
     /// Waits until the process has ended by itself.
     pub fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + DEADLINE;
