@@ -88,7 +88,8 @@ impl Listeners {
         }
         if let [only] = in_the_way[..]
             && let Some(bound) = self.bound.get_mut(&only)
-            && bound.addresses.iter().eq([&address])
+            && port::only_leaves_open(&bound.asked, &address)
+            && bound.addresses.contains(&address)
         {
             bound.instead_of = InsteadOf::Renamed(std::mem::replace(&mut bound.asked, address));
             return answer(reply, Ok(()));

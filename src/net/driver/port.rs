@@ -27,6 +27,15 @@ pub fn overlap(one: &Multiaddr, other: &Multiaddr) -> bool {
         && (ip == other_ip || ip.is_unspecified() || other_ip.is_unspecified())
 }
 
+/// Whether `asked` names the same interface as `address` and leaves the port to the system. A wildcard does not: its
+/// socket has more addresses than one.
+pub fn only_leaves_open(asked: &Multiaddr, address: &Multiaddr) -> bool {
+    let (Some((asked, port)), Some((ip, _))) = (port_of(asked), port_of(address)) else {
+        return false;
+    };
+    port.number() == 0 && asked == ip && !ip.is_unspecified()
+}
+
 /// Two listeners of this process can have the same TCP port while one replaces the other: libp2p listens with
 /// `SO_REUSEPORT`. UDP sockets of QUIC cannot.
 pub fn can_be_shared(address: &Multiaddr) -> bool {
@@ -123,6 +132,23 @@ mod tests {
         assert!(!overlap(
             &address("/ip4/0.0.0.0/tcp/0"),
             &address("/ip4/0.0.0.0/tcp/0")
+        ));
+    }
+
+    #[test]
+    fn a_port_of_the_systems_choice_can_be_written_down_later() {
+        let bound = address("/ip4/127.0.0.1/udp/4501/quic-v1");
+        assert!(only_leaves_open(
+            &address("/ip4/127.0.0.1/udp/0/quic-v1"),
+            &bound
+        ));
+        assert!(!only_leaves_open(
+            &address("/ip4/0.0.0.0/udp/0/quic-v1"),
+            &bound
+        ));
+        assert!(!only_leaves_open(
+            &address("/ip4/0.0.0.0/udp/4501/quic-v1"),
+            &bound
         ));
     }
 
