@@ -43,7 +43,11 @@ fn a_flood_of_hangups_harms_nobody() {
     write(&node, &last);
     node.signal(Signal::HUP);
     let status = node.until("the last content is in force", applied(&last));
-    assert_eq!(outcome(&status), "applied");
+    // Hangups that were still under way may have found it in force already.
+    assert!(
+        ["applied", "unchanged"].contains(&outcome(&status)),
+        "{status:#}"
+    );
     assert_eq!(status["node"]["panics"], 0);
     assert!(sent > 500, "{sent} signals are no flood");
     assert!(
