@@ -265,9 +265,17 @@ impl Lane {
     ) -> Result<Step, End> {
         if self.unflushed {
             match to.poll_flush(turn.cx) {
-                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Ok(())) => {
+                    self.unflushed = false;
+                    if self.waiting.is_empty() {
+                        self.blocked_since = None;
+                    }
+                }
                 Poll::Ready(Err(_)) => return Err(End::Broken),
-                Poll::Pending => {}
+                // Bytes wait in the writer's connection, which is no better for them than here.
+                Poll::Pending => {
+                    self.blocked_since.get_or_insert(turn.now);
+                }
             }
         }
         Ok(Step::Blocked(until))
@@ -376,6 +384,8 @@ mod tests {
         bytes: Vec<u8>,
         pieces: VecDeque<usize>,
         flushed: usize,
+        /// Its connection takes nothing.
+        stuck: bool,
         closed: bool,
     }
 
@@ -395,6 +405,9 @@ mod tests {
         }
 
         fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            if self.stuck {
+                return Poll::Pending;
+            }
             self.flushed = self.bytes.len();
             Poll::Ready(Ok(()))
         }
@@ -519,6 +532,21 @@ mod tests {
         ride.turn(start + second).unwrap();
         let later = start + second + patience;
         assert_eq!(ride.lane.stalls_at(patience), Some(later));
+    }
+
+    #[test]
+    fn bytes_that_cannot_be_flushed_stall_until_they_are() {
+        let mut ride = Ride::new(vec![1; 10], Limit::Unlimited, 1024);
+        ride.source.pieces = [10, 0, 0, 0].into();
+        ride.sink.stuck = true;
+        let start = Instant::now();
+        let (patience, second) = (ride.terms.stall(), Duration::from_secs(1));
+        ride.turn(start).unwrap();
+        ride.turn(start + second).unwrap();
+        assert_eq!(ride.lane.stalls_at(patience), Some(start + patience));
+        ride.sink.stuck = false;
+        ride.turn(start + second).unwrap();
+        assert_eq!(ride.lane.stalls_at(patience), None);
     }
 
     #[test]
