@@ -579,7 +579,9 @@ pub(super) mod tests {
         relay.join(2);
         relay.reserve(2).expect("open");
         let circuit = relay.circuit(1, 2).expect("open");
+        let shaking = relay.connect(1, 2).expect("open").circuit;
         relay.admission.drain();
+        assert_eq!(relay.established(shaking), Err(Refusal::Stopping));
         assert_eq!(relay.reserve(2), Err(Refusal::Stopping));
         assert_eq!(relay.connect(1, 2), Err(Refusal::Stopping));
         assert!(!relay.admission.is_idle());

@@ -112,6 +112,9 @@ impl Admission {
         if circuit.phase == Phase::Established {
             return Ok(());
         }
+        if self.stopping {
+            return Err(Refusal::Stopping);
+        }
         let (source, destination) = (circuit.source.peer, circuit.destination.peer);
         self.room_for_circuit(&source, &destination)?;
         self.leave_handshake(&source, &destination);

@@ -124,17 +124,19 @@ impl Admission {
                 let ended = losses.reservations.entry(*peer);
                 ended.or_insert(Ended::ServiceOff);
             }
-            let remaining: Vec<CircuitId> = self
-                .circuits
-                .keys()
-                .filter(|id| !losses.circuits.contains_key(id))
-                .copied()
-                .collect();
-            if evict {
-                let cut = remaining.into_iter().map(|id| (id, Cut::ServiceOff));
-                losses.circuits.extend(cut);
-            } else {
-                losses.circuits_draining = count(remaining.len());
+            for (id, circuit) in &self.circuits {
+                if losses.circuits.contains_key(id) {
+                    continue;
+                }
+                match circuit.phase {
+                    Phase::Established if !evict => {
+                        losses.circuits_draining = losses.circuits_draining.saturating_add(1);
+                    }
+                    // A handshake is a request that nobody has answered yet.
+                    Phase::Established | Phase::Handshake => {
+                        losses.circuits.insert(*id, Cut::ServiceOff);
+                    }
+                }
             }
             return;
         }
@@ -548,6 +550,16 @@ mod tests {
         assert_eq!(status(relay.reserve(2)), Status::PermissionDenied);
         let settled = relay.edit(|file| file.settings.on_shrink = OnShrink::Evict);
         assert_eq!(cut(&settled), circuits);
+    }
+
+    #[test]
+    fn a_service_switched_off_cuts_what_its_destination_has_not_answered() {
+        let (mut relay, _) = busy();
+        let shaking = relay.connect(3, 2).expect("room").circuit;
+        let settled = relay.edit(|file| file.settings.service = false);
+        assert_eq!(cut(&settled), [shaking]);
+        assert_eq!(settled.impact.circuits_draining, 2);
+        assert_eq!(relay.established(shaking), Err(Refusal::Gone));
     }
 
     #[test]

@@ -222,9 +222,11 @@ impl Model {
         self.file = new;
         if !self.file.settings.service {
             ended.extend(self.reservations.iter().map(|held| held.peer));
-            if evict {
-                cut.extend(self.circuits.iter().map(|circuit| circuit.id));
-            }
+            let ends = self
+                .circuits
+                .iter()
+                .filter(|circuit| evict || !circuit.established);
+            cut.extend(ends.map(|circuit| circuit.id));
         } else if evict {
             self.evict(&mut ended, &mut cut, &mut hurt);
         }
