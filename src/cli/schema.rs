@@ -1,6 +1,4 @@
 //! `edgevpn schema`: the JSON Schema of the configuration file.
-//!
-//! Exit codes: 0 printed or written · 2 could not write.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -8,9 +6,14 @@ use crate::config::schema::{self, Draft};
 
 /// Print the JSON Schema of the configuration file, for editors and for checks without this program
 ///
-/// An editor that reads `#:schema ./edgevpn.v1.schema.json` in the first line of a file completes and checks it.
+/// An editor completes and checks a file that begins with: #:schema ./edgevpn.v1.schema.json
+///
+/// Exit codes:
+///   0  printed or written
+///   2  could not write
 #[derive(Debug, clap::Args)]
-pub struct Args {
+#[command(verbatim_doc_comment)]
+pub(super) struct Args {
     /// Dialect of JSON Schema
     #[arg(long, value_enum, default_value = "07", value_name = "DRAFT")]
     draft: Dialect,
@@ -28,7 +31,7 @@ enum Dialect {
     Draft2020,
 }
 
-pub fn run(args: Args) -> ExitCode {
+pub(super) fn run(args: Args) -> ExitCode {
     let document = schema::document(match args.draft {
         Dialect::Draft07 => Draft::Draft07,
         Dialect::Draft2020 => Draft::Draft2020,

@@ -1,6 +1,4 @@
 //! `edgevpn validate`: every check of a reload, offline and without privileges.
-//!
-//! Exit codes: 0 all files are valid · 1 findings · 2 could not run.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -18,8 +16,16 @@ use crate::{
 };
 
 /// Check configuration files: all that a reload checks, offline and without privileges
+///
+/// Findings go to standard error, in every other format than human to standard output.
+///
+/// Exit codes:
+///   0  every file is valid
+///   1  a file is invalid; with --deny warnings: or warned about
+///   2  could not run
 #[derive(Debug, clap::Args)]
-pub struct Args {
+#[command(verbatim_doc_comment)]
+pub(super) struct Args {
     /// Files of any name; `-` is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -51,7 +57,7 @@ enum FormatName {
     Github,
 }
 
-pub fn run(args: Args) -> ExitCode {
+pub(super) fn run(args: Args) -> ExitCode {
     let format = match args.format {
         Some(FormatName::Human) => Format::Human,
         Some(FormatName::Short) => Format::Short,

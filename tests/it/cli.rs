@@ -282,6 +282,8 @@ async fn help_fits_the_width_and_names_every_exit_code() {
         ("reload", &["0", "1", "2", "3", "4", "5"]),
         ("status", &["0", "2", "3"]),
         ("plan", &["0", "1", "2", "3", "4", "5"]),
+        ("validate", &["0", "1", "2"]),
+        ("schema", &["0", "2"]),
     ] {
         let shown = edgevpn(&[command, "--help"], home.path()).await;
         assert_eq!(shown.code, 0);

@@ -4,6 +4,8 @@
 //! The first lines of a file may say `# env: NAME=value`, and `# schema: accepts` where JSON Schema cannot express what
 //! is wrong. Every other file must be rejected by the schema too.
 
+mod command;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
