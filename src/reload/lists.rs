@@ -7,7 +7,10 @@ use super::{
     read::Content,
     sight::{Sight, Subject},
 };
-use crate::config::{Checked, Code, Config, Diagnostic, Severity, units::Span};
+use crate::{
+    acl::Action,
+    config::{AccessList, Checked, Code, Diagnostic, Severity},
+};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -54,13 +57,14 @@ impl Lists {
         let mut findings = Vec::new();
         if let Some(config) = &checked.config {
             for (path, list) in missing {
-                let uses = Use::all_of(config, &subject.surroundings.directory, path);
+                let lists = config.access.lists.iter();
+                let uses: Vec<&AccessList> = lists.filter(|list| list.path == *path).collect();
                 let age = list
                     .unreadable_since
                     .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
                 let bound = uses.iter().map(|list| list.max_stale).min();
-                let empty =
-                    bound.is_some_and(|bound| age >= bound) && uses.iter().all(|list| list.allows);
+                let empty = bound.is_some_and(|bound| age >= bound)
+                    && uses.iter().all(|list| list.action == Action::Allow);
                 if empty {
                     instead.insert(path.clone(), Vec::new());
                 } else if let Some(bound) = bound.filter(|bound| age < *bound) {
@@ -128,38 +132,7 @@ impl Lists {
     }
 }
 
-/// One `[[acl.list]]` that names a file.
-#[derive(Debug)]
-struct Use {
-    name: String,
-    allows: bool,
-    max_stale: Duration,
-}
-
-impl Use {
-    fn all_of(config: &Config, directory: &Path, path: &Path) -> Vec<Use> {
-        let text = |key: String| config.keys.get(&key)?.value.as_str().map(str::to_owned);
-        let names = config
-            .keys
-            .iter()
-            .filter_map(|(key, _)| key.strip_prefix("acl.list.")?.strip_suffix(".file"));
-        names
-            .filter(|name| {
-                text(format!("acl.list.{name}.file"))
-                    .is_some_and(|file| directory.join(file) == path)
-            })
-            .map(|name| Use {
-                name: name.to_owned(),
-                allows: text(format!("acl.list.{name}.action")).as_deref() == Some("allow"),
-                max_stale: text(format!("acl.list.{name}.max_stale"))
-                    .and_then(|text| text.parse::<Span>().ok())
-                    .map_or(Duration::MAX, |span| span.0),
-            })
-            .collect()
-    }
-}
-
-fn finding(sight: &Sight, path: &Path, uses: &[Use], empty: bool) -> Diagnostic {
+fn finding(sight: &Sight, path: &Path, uses: &[&AccessList], empty: bool) -> Diagnostic {
     let names: Vec<_> = uses.iter().map(|list| format!("`{}`", list.name)).collect();
     let reason = match sight.lists.get(path) {
         Some(Err(unreadable)) => unreadable.to_string(),
