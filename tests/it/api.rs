@@ -1,7 +1,10 @@
 //! The API socket and the metrics port, against an engine that answers at once: who may ask, what is refused and how, and how
 //! a server is replaced.
 
-use crate::support::engine::{answer, report, serve, verdict};
+use crate::support::{
+    engine::{answer, report, serve, verdict},
+    skip::root_for,
+};
 use edgevpn::{
     api::{Bound, Candidate, Client, ClientError, Handle, Order, Request, Server},
     plan::Outcome,
@@ -360,8 +363,7 @@ async fn a_client_gives_up_at_its_deadline_and_says_which() {
 
 #[tokio::test]
 async fn another_user_is_refused_even_when_the_socket_was_opened_to_all() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: needs root to become somebody else");
+    if !root_for("another user at the socket") {
         return;
     }
     let api = Api::started().await;

@@ -27,6 +27,15 @@ fn start(text: &str) -> NodeUnderTest {
     node
 }
 
+/// The same under another program, which runs the node in circumstances of its own.
+fn start_by(text: &str, wrapper: &[&str]) -> NodeUnderTest {
+    let folder = Arc::new(tempfile::tempdir().expect("a folder"));
+    fs::write(folder.path().join("edgevpn.toml"), text).expect("written");
+    let node = NodeUnderTest::start_by(folder, wrapper);
+    node.until("the first file is applied", applied(text));
+    node
+}
+
 /// Puts a text in the place of the file at once; nobody is told.
 fn write(node: &NodeUnderTest, text: impl AsRef<[u8]>) {
     fs::write(node.path("beside"), text).expect("written");

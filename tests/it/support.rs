@@ -4,4 +4,5 @@ pub mod engine;
 pub mod files;
 pub mod node;
 pub mod relay;
+pub mod skip;
 pub mod status;

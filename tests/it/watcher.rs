@@ -3,7 +3,8 @@
 use crate::support::{
     files::{Layout, Style, file, run},
     node::NodeUnderTest,
-    status::{applied, attempts, is_root, outcome, sha256},
+    skip::{root_for, skip},
+    status::{applied, attempts, outcome, sha256},
 };
 use std::{
     fs,
@@ -228,8 +229,7 @@ fn how_to_watch_follows_the_file() {
 
 #[test]
 fn a_file_mounted_by_itself_is_told_apart() {
-    if !is_root() {
-        eprintln!("skipped: mounting needs root");
+    if !root_for("a file mounted by itself") {
         return;
     }
     let folder = Arc::new(tempfile::tempdir().expect("a folder"));
@@ -260,8 +260,7 @@ fn a_file_mounted_by_itself_is_told_apart() {
 
 #[test]
 fn a_mounted_directory_is_followed() {
-    if !is_root() {
-        eprintln!("skipped: mounting needs root");
+    if !root_for("a mounted directory") {
         return;
     }
     let folder = Arc::new(tempfile::tempdir().expect("a folder"));
@@ -295,7 +294,7 @@ impl Limited {
         let mut unshare = Command::new("unshare");
         unshare.args(["--user", "--map-root-user", "sh", "-c", &probe]);
         if !unshare.output().is_ok_and(|output| output.status.success()) {
-            eprintln!("skipped: no user namespaces here");
+            skip("limits of inotify", "needs user namespaces");
             return None;
         }
         let folder = Arc::new(tempfile::tempdir().expect("a folder"));

@@ -3,6 +3,7 @@
 use super::{start, unwatched};
 use crate::support::{
     node::NodeUnderTest,
+    skip::skip,
     status::{applied, sha256},
 };
 use rustix::process::Signal;
@@ -79,7 +80,10 @@ fn a_kill_at_any_call_that_completes_a_file_leaves_state_whole() {
         .arg("true")
         .status();
     if !can_trace.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: strace is not here, or may not trace");
+        skip(
+            "a kill at every call",
+            "needs strace, and the right to trace",
+        );
         return;
     }
     let text = |number: u32| unwatched(&number.to_string(), "history = 2\n");

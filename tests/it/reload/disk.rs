@@ -4,7 +4,8 @@ use super::{start, unwatched, write};
 use crate::support::{
     files::run,
     node::NodeUnderTest,
-    status::{applied, is_root, reload},
+    skip::root_for,
+    status::{applied, reload},
 };
 use std::{fs, process::Command, sync::Arc};
 
@@ -43,8 +44,7 @@ fn as_many_applied_files_are_kept_as_wanted() {
 
 #[test]
 fn a_node_on_a_full_disk_stays_up_says_so_and_recovers() {
-    if !is_root() {
-        eprintln!("skipped: a small disk needs root");
+    if !root_for("a full disk") {
         return;
     }
     let folder = Arc::new(tempfile::tempdir().expect("a folder"));
