@@ -9,6 +9,7 @@
 mod addresses;
 mod behaviour;
 mod circuit;
+mod end;
 mod event;
 mod grant;
 mod handler;
@@ -21,6 +22,6 @@ mod terms;
 pub mod voucher;
 
 pub use behaviour::Behaviour;
-pub use circuit::End;
+pub use end::End;
 pub use event::Event;
 pub use handler::{Fault, Timeouts};

@@ -3,7 +3,8 @@
 
 use super::{
     addresses::Addresses,
-    circuit::{self, Consent, Control, End, Opening},
+    circuit::{self, Consent, Control, Opening},
+    end::End,
     event::Event,
     grant,
     handler::{self, Answer, Common, Handler, Order, Timeouts},

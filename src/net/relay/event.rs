@@ -1,6 +1,6 @@
 //! What the relay service tells the rest of the program, as it happens.
 
-use super::{circuit::End, handler::Fault};
+use super::{end::End, handler::Fault};
 use crate::{
     acl::Operation,
     id::Generation,

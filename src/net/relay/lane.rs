@@ -4,7 +4,7 @@
 //! writer does not take at once is kept, in a buffer of the lane's own, until it does.
 
 use super::{
-    circuit::End,
+    end::End,
     pace::Booking,
     terms::{Limits, Terms},
 };
