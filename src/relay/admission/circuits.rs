@@ -257,7 +257,7 @@ mod tests {
 
     use super::super::{
         Cut, Effect,
-        tests::{HOUR, Relay, address, named, peer, status},
+        harness::{HOUR, Relay, address, named, peer, status},
     };
     use super::*;
     use crate::{

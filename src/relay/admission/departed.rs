@@ -61,7 +61,7 @@ impl Departed {
 #[allow(clippy::disallowed_methods)] // Tests start their own clock.
 mod tests {
     use super::*;
-    use crate::relay::{Rate, admission::tests::Relay};
+    use crate::relay::{Rate, admission::harness::Relay};
 
     fn resources() -> Resources {
         let mut resources = Relay::new().file.settings.resources;

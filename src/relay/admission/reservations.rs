@@ -178,7 +178,7 @@ fn prefix_of(address: IpAddr) -> IpNet {
 mod tests {
     use std::time::Duration;
 
-    use super::super::tests::{HOUR, Relay, address, peer};
+    use super::super::harness::{HOUR, Relay, address, peer};
     use super::*;
     use crate::relay::{Limit, Rate, Status};
 

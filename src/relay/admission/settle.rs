@@ -295,7 +295,7 @@ fn count(many: usize) -> u32 {
 mod tests {
     use std::time::Duration;
 
-    use super::super::tests::{HOUR, Relay, address, named, peer, status};
+    use super::super::harness::{HOUR, Relay, address, named, peer, status};
     use super::*;
     use crate::{
         acl::{Audience, Subject},
