@@ -57,7 +57,7 @@ impl Literal for PeerName {
     const KIND: &'static str = "peer-id";
     const NOUN: &'static str = "a peer id";
     const EXPECTED: &'static str = "a peer id, in base58 (\"12D3KooW…\") or as a CIDv1 (\"bafz…\")";
-    const PATTERN: &'static str = "^[A-Za-z0-9+/=_-]{32,128}$";
+    const PATTERN: &'static str = "^\\S{20,600}$";
 }
 
 impl FromStr for PeerName {
@@ -84,7 +84,8 @@ impl Literal for PeerOrNetwork {
     const NOUN: &'static str = "a peer, an address or a network";
     const EXPECTED: &'static str =
         "a peer id (\"12D3KooW…\"), an IP address or a CIDR (\"203.0.113.0/24\")";
-    const PATTERN: &'static str = "^([A-Za-z0-9+/=_-]{32,128}|[0-9.]{7,15}(/[0-9]{1,2})?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(/[0-9]{1,3})?)$";
+    const PATTERN: &'static str =
+        "^(\\S{20,600}|[0-9.]{7,15}(/[0-9]{1,2})?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(/[0-9]{1,3})?)$";
 }
 
 impl FromStr for PeerOrNetwork {
@@ -352,7 +353,7 @@ impl Literal for MaybeSocket {
     const EXPECTED: &'static str =
         "an IP address and a port such as \"127.0.0.1:9477\", or \"\" for off";
     const PATTERN: &'static str =
-        "^([0-9]{1,3}(\\.[0-9]{1,3}){3}:[0-9]{1,5}|\\[[0-9A-Fa-f:.]+\\]:[0-9]{1,5})?$";
+        "^([0-9]{1,3}(\\.[0-9]{1,3}){3}:[0-9]{1,5}|\\[[0-9A-Fa-f:.]+(%[0-9]+)?\\]:[0-9]{1,5})?$";
 }
 
 impl FromStr for MaybeSocket {

@@ -157,6 +157,116 @@ fn a_value_survives_being_written_and_read_again() {
     }
 }
 
+/// An editor must not mark what the program takes.
+#[test]
+fn the_schema_accepts_every_string_that_the_program_accepts() {
+    let schema: Value = serde_json::from_str(&read(SCHEMA)).expect("JSON");
+    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    let mut accepted = 0;
+    for (path, leaf) in schema::leaves() {
+        let list = leaf["type"] == "array";
+        let kind = if list {
+            &leaf["items"]["x-edgevpn-kind"]
+        } else {
+            &leaf["x-edgevpn-kind"]
+        };
+        let in_table = ["peer.", "acl.list.", "acl.test."]
+            .iter()
+            .any(|table| path.starts_with(table));
+        if kind.is_null() || in_table {
+            continue;
+        }
+        let mut taken = 0;
+        for text in STRINGS {
+            let value = if list {
+                format!("[{text:?}]")
+            } else {
+                format!("{text:?}")
+            };
+            let file = format!("version = 1\n{path} = {value}\n");
+            if Config::from_toml(&file).is_ok() {
+                taken += 1;
+                assert!(validator.is_valid(&toml_as_json(&file)), "{path} = {value}");
+            }
+        }
+        assert!(taken >= 2, "{path} takes {taken} of the strings");
+        accepted += taken;
+    }
+    assert!(accepted > 100, "{accepted}");
+}
+
+/// Every way to write a quantity or a name, and some that are none.
+const STRINGS: &[&str] = &[
+    "",
+    "unlimited",
+    "off",
+    "0s",
+    "1s",
+    "30s",
+    "90m",
+    "1h30m",
+    "1h0m0s",
+    "2d",
+    "1w",
+    "500ms",
+    "0B",
+    "1B",
+    "20MB",
+    "64KiB",
+    "1024KiB",
+    "32MiB",
+    "1GiB",
+    "1TB",
+    "1kB",
+    "30/2m",
+    "1/1h30m",
+    "8kbit/s",
+    "200Mbit/s",
+    "25MiB/s",
+    "10MB/s",
+    "1000000B/s",
+    "80000bit/s",
+    "info",
+    "trace",
+    "warn,edgevpn::relay=debug",
+    "libp2p_swarm=off,debug",
+    "unix:api.sock",
+    "unix:/run/edgevpn/a b.sock",
+    "127.0.0.1:9477",
+    "[::1]:9477",
+    "0.0.0.0:0",
+    "[fe80::1%3]:9477",
+    "10.0.0.1",
+    "10.0.0.0/8",
+    "0.0.0.0/0",
+    "::/0",
+    "::1",
+    "2001:db8::/32",
+    "::ffff:192.0.2.1",
+    "::ffff:192.0.2.0/120",
+    "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN",
+    "f01720024080112203b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29",
+    "000000001011100100000000000100100000010000000000100010010001000000011101101101010001001111011110011001110101101101010010000101101011000101010001110101000110100000010101001101111000011010111001101100101001100100001010101110111000111011110001001000011101001100011101011000000010010001010000110001011010110011101101000101001",
+    "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N",
+    "bafzbeie5745rpv2m6tjyuugywy4d5ewrqgqqhfnf445he3omzpjbx5xqxe",
+    "k51qzi5uqu5dhb6l8spkdx7yxafegfkee5by8h7lmjh2ehc2sgg34z7c15vzqs",
+    "/ip4/0.0.0.0/tcp/4501",
+    "/ip4/127.0.0.1/tcp/0",
+    "/ip6/::/udp/4501/quic-v1",
+    "/ip6/::1/tcp/4502/ws",
+    "/ip4/192.0.2.7/tcp/4501",
+    "/dns/hub.example.org/tcp/4501",
+    "/dns4/hub.example.org/udp/4501/quic-v1",
+    "/dns6/hub.example.org/tcp/443/ws",
+    "/ip4/0.0.0.0/tcp/04501",
+    "/ip6/fe80::1/tcp/4501",
+    "/ip6/::ffff:192.0.2.1/tcp/4501",
+    "*",
+    "loud",
+    "10 s",
+    "/unix/x",
+];
+
 /// The configuration of a file without any finding.
 fn examined(path: &Path) -> Config {
     let directory = path.parent().expect("a directory");
