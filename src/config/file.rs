@@ -7,6 +7,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use validator::Validate;
 
 use super::{
     names::{ListenAddress, PeerAddress, PeerName, PeerOrNetwork, PublicAddress},
@@ -26,61 +27,72 @@ pub use relay::{OnShrinkFile, RelayFile, ResourcesFile};
 
 /// An edgevpn node. Sections and keys may be left out; what is there must be known. Durations, sizes, rates and
 /// bandwidths are strings with a unit.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct File {
     /// Version of this format. Mandatory, so that a truncated or empty file is never a valid one.
     ///
     /// Example: `version = 1`.
-    #[schemars(range(min = 1, max = 1), extend("x-edgevpn-reload" = "restart"))]
+    #[validate(range(min = 1, max = 1))]
+    #[schemars(extend("x-edgevpn-reload" = "restart"))]
     pub version: u32,
 
     /// Who this node is and where it keeps its state.
     #[serde(default)]
+    #[validate(nested)]
     pub node: NodeFile,
 
     /// Connections: where to listen, what to tell others, whom to keep away.
     #[serde(default)]
+    #[validate(nested)]
     pub transport: TransportFile,
 
     /// Peers that are always dialled and kept. One `[[peer]]` table each; an id appears once.
     #[serde(default)]
-    #[schemars(length(max = 10000))]
+    #[validate(length(max = 10000))]
+    #[validate(nested)]
     pub peer: Vec<PeerFile>,
 
     /// Circuit relay v2: carrying connections between peers that cannot reach each other.
     #[serde(default)]
+    #[validate(nested)]
     pub relay: RelayFile,
 
     /// Who may use this node as a relay. A deny entry wins over everything, then an allow entry admits, then
     /// `reserve` or `connect` decides.
     #[serde(default)]
+    #[validate(nested)]
     pub acl: AccessFile,
 
     /// What this node spends on connections.
     #[serde(default)]
+    #[validate(nested)]
     pub limits: LimitsFile,
 
     /// How this node is asked: by the commands `status`, `reload` and `plan`, and by Prometheus.
     #[serde(default)]
+    #[validate(nested)]
     pub api: ApiFile,
 
     /// What is logged, and how.
     #[serde(default)]
+    #[validate(nested)]
     pub log: LogFile,
 
     /// How changes of this file are noticed and applied.
     #[serde(default)]
+    #[validate(nested)]
     pub reload: ReloadFile,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodeFile {
     /// Name of this node in logs and in `status`. Empty: the host name. It says nothing to other peers.
     ///
     /// Example: `name = "edge-7"`.
-    #[schemars(length(max = 253), extend("x-edgevpn-reload" = "live"))]
+    #[validate(length(max = 253))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub name: String,
 
     /// Directory for the key and for what this node remembers; created with mode 0700. A relative path starts at
@@ -88,14 +100,16 @@ pub struct NodeFile {
     /// `$XDG_STATE_HOME/edgevpn`, else `$HOME/.local/state/edgevpn`.
     ///
     /// Example: `state_dir = "/var/lib/edgevpn"`.
-    #[schemars(length(max = 4096), pattern("^[^\\u0000]*$"), extend("x-edgevpn-reload" = "restart"))]
+    #[validate(length(max = 4096))]
+    #[schemars(pattern("^[^\\u0000]*$"), extend("x-edgevpn-reload" = "restart"))]
     pub state_dir: String,
 
     /// Private key of this node: Ed25519, in the protobuf form of libp2p. A relative path starts at `state_dir`. It is
     /// made on the first run with mode 0600; a key that others can read is refused. The peer id follows from it.
     ///
     /// Example: `key_file = "/etc/edgevpn/node.key"`.
-    #[schemars(length(min = 1, max = 4096), pattern("^[^\\u0000]*$"), extend("x-edgevpn-reload" = "restart"))]
+    #[validate(length(min = 1, max = 4096))]
+    #[schemars(pattern("^[^\\u0000]*$"), extend("x-edgevpn-reload" = "restart"))]
     pub key_file: String,
 }
 
@@ -109,7 +123,7 @@ impl Default for NodeFile {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct TransportFile {
     /// Addresses to listen on: `/ip4` or `/ip6`, then `/tcp/PORT`, `/tcp/PORT/ws` (WebSocket) or `/udp/PORT/quic-v1`.
@@ -117,14 +131,16 @@ pub struct TransportFile {
     /// leaves old ones; connections stay.
     ///
     /// Example: `listen = ["/ip4/0.0.0.0/tcp/4501", "/ip4/0.0.0.0/udp/4501/quic-v1"]`.
-    #[schemars(length(max = 64), extend("x-edgevpn-reload" = "rebind", "uniqueItems" = true))]
+    #[validate(length(max = 64))]
+    #[schemars(extend("x-edgevpn-reload" = "rebind", "uniqueItems" = true))]
     pub listen: Vec<ListenAddress>,
 
     /// Addresses under which others reach this node, if they differ from those it listens on: behind a port
     /// forwarding or a load balancer, or by name. They go into `identify` and into every reservation. Empty: learnt.
     ///
     /// Example: `announce = ["/dns4/hub.example.org/tcp/4501"]`.
-    #[schemars(length(max = 64), extend("x-edgevpn-reload" = "live"))]
+    #[validate(length(max = 64))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub announce: Vec<PublicAddress>,
 
     /// How long an outgoing connection may take until it is secured and multiplexed.
@@ -137,7 +153,8 @@ pub struct TransportFile {
     /// connections of a newly blocked peer are closed. To keep a peer from relaying only, see `acl.deny`.
     ///
     /// Example: `block = ["203.0.113.0/24"]`.
-    #[schemars(length(max = 100000), extend("x-edgevpn-reload" = "live"))]
+    #[validate(length(max = 100000))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub block: Vec<PeerOrNetwork>,
 }
 
@@ -161,7 +178,7 @@ impl Default for TransportFile {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct PeerFile {
     /// Peer id, in base58 or as a CIDv1.
@@ -174,6 +191,7 @@ pub struct PeerFile {
     /// relay is an address too: `/dns4/hub.example.org/tcp/4501/p2p/<relay>/p2p-circuit`.
     ///
     /// Example: `addresses = ["/dns4/hub.example.org/tcp/4501"]`.
-    #[schemars(length(min = 1, max = 64), extend("x-edgevpn-reload" = "live"))]
+    #[validate(length(min = 1, max = 64))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub addresses: Vec<PeerAddress>,
 }

@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use validator::Validate;
+
 use super::{
     Access, AccessList, Api, Block, Checked, Config, Limits, ListFile, Log, Node, Peer, Reload,
     Source, Summary, Surroundings, Transport,
@@ -63,17 +65,20 @@ pub fn parse(source: Source, surroundings: &Surroundings) -> Draft {
     draft
 }
 
-/// The tree as types. What the check lets through fits them; should it not, that is a finding too.
+/// The tree as types. What the check lets through fits them and their rules; should it not, that is a finding too.
 fn typed(tree: &mut Tree, text: &Text) -> Option<File> {
-    match serde_json::from_value(tree.values.clone().into()) {
-        Ok(file) => Some(file),
-        Err(_) if tree.diagnostics.iter().any(Diagnostic::is_error) => None,
-        Err(error) => {
-            let diagnostic = Diagnostic::new(Code::WrongType, error.to_string());
-            tree.diagnostics.push(diagnostic.at(text.location(0..0)));
-            None
-        }
+    let (code, cause) = match serde_json::from_value::<File>(tree.values.clone().into()) {
+        Ok(file) => match file.validate() {
+            Ok(()) => return Some(file),
+            Err(errors) => (Code::OutOfRange, errors.to_string()),
+        },
+        Err(error) => (Code::WrongType, error.to_string()),
+    };
+    if !tree.diagnostics.iter().any(Diagnostic::is_error) {
+        let diagnostic = Diagnostic::new(code, cause);
+        tree.diagnostics.push(diagnostic.at(text.location(0..0)));
     }
+    None
 }
 
 impl Draft {

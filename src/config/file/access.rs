@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use validator::Validate;
 
 use crate::config::{
     names::{MaybeAddress, PeerName, PeerOrNetwork},
     units::Span,
 };
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct AccessFile {
     /// Who may hold a reservation without an entry in `allow` or in a list. A tightened value ends the reservations and
@@ -35,14 +36,16 @@ pub struct AccessFile {
     /// Peer ids, IP addresses and CIDRs that may reserve and connect, unless an entry of `deny` says otherwise.
     ///
     /// Example: `allow = ["12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN", "198.51.100.0/24"]`.
-    #[schemars(length(max = 100000), extend("x-edgevpn-reload" = "live"))]
+    #[validate(length(max = 100000))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub allow: Vec<PeerOrNetwork>,
 
     /// Peer ids, IP addresses and CIDRs that may neither reserve nor connect, nor be connected to. Wins over everything.
     /// It is about relaying only: see `transport.block` for connecting at all.
     ///
     /// Example: `deny = ["203.0.113.0/24"]`.
-    #[schemars(length(max = 100000), extend("x-edgevpn-reload" = "live"))]
+    #[validate(length(max = 100000))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub deny: Vec<PeerOrNetwork>,
 
     /// Whether decisions bite.
@@ -52,11 +55,13 @@ pub struct AccessFile {
     pub mode: ModeFile,
 
     /// Allow and deny lists in files of their own, watched like this one.
-    #[schemars(length(max = 1000))]
+    #[validate(length(max = 1000))]
+    #[validate(nested)]
     pub list: Vec<ListFile>,
 
     /// Policy tests. `validate`, `plan` and every reload run them, and a failing one rejects the file.
-    #[schemars(length(max = 10000))]
+    #[validate(length(max = 10000))]
+    #[validate(nested)]
     pub test: Vec<TestFile>,
 }
 
@@ -93,13 +98,14 @@ pub enum ModeFile {
     Shadow,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct ListFile {
     /// Name of the list in `plan`, `status` and logs. Each list has its own.
     ///
     /// Example: `name = "ops"`.
-    #[schemars(length(min = 1, max = 64), extend("x-edgevpn-reload" = "live"))]
+    #[validate(length(min = 1, max = 64))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub name: String,
 
     /// What an entry of the list means.
@@ -112,7 +118,8 @@ pub struct ListFile {
     /// this file. At most 1,000,000 lines.
     ///
     /// Example: `file = "allow.d/ops.txt"`.
-    #[schemars(length(min = 1, max = 4096), pattern("^[^\\u0000]*$"), extend("x-edgevpn-reload" = "live"))]
+    #[validate(length(min = 1, max = 4096))]
+    #[schemars(pattern("^[^\\u0000]*$"), extend("x-edgevpn-reload" = "live"))]
     pub file: String,
 
     /// How long the last content of the list stays in force while the file cannot be read. After that an allow list
@@ -137,13 +144,14 @@ pub enum ActionFile {
     Deny,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct TestFile {
     /// What is tested, as a sentence. Each test has its own.
     ///
     /// Example: `name = "the lab range cannot reserve"`.
-    #[schemars(length(min = 1, max = 200), extend("x-edgevpn-reload" = "live"))]
+    #[validate(length(min = 1, max = 200))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub name: String,
 
     /// The peer that asks.
@@ -163,14 +171,16 @@ pub struct TestFile {
     ///
     /// Example: `allow = ["connect"]`.
     #[serde(default)]
-    #[schemars(length(max = 2), extend("x-edgevpn-reload" = "live", "uniqueItems" = true))]
+    #[validate(length(max = 2))]
+    #[schemars(extend("x-edgevpn-reload" = "live", "uniqueItems" = true))]
     pub allow: Vec<OperationFile>,
 
     /// What it must be denied.
     ///
     /// Example: `deny = ["reserve", "connect"]`.
     #[serde(default)]
-    #[schemars(length(max = 2), extend("x-edgevpn-reload" = "live", "uniqueItems" = true))]
+    #[validate(length(max = 2))]
+    #[schemars(extend("x-edgevpn-reload" = "live", "uniqueItems" = true))]
     pub deny: Vec<OperationFile>,
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use validator::Validate;
 
 use crate::config::{
     Class, LogFormat, Watch,
@@ -11,25 +12,28 @@ use crate::config::{
     units::{Size, Span, SpanOrOff},
 };
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsFile {
     /// Established connections in total. A lowered value closes nothing; it admits nobody until the load fits.
     ///
     /// Example: `connections = 4096`.
-    #[schemars(range(min = 1, max = 1000000), extend("x-edgevpn-reload" = "live"))]
+    #[validate(range(min = 1, max = 1000000))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub connections: u32,
 
     /// Established connections per peer.
     ///
     /// Example: `connections_per_peer = 2`.
-    #[schemars(range(min = 1, max = 1024), extend("x-edgevpn-reload" = "live"))]
+    #[validate(range(min = 1, max = 1024))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub connections_per_peer: u32,
 
     /// Connections that are being set up, incoming and outgoing counted apart.
     ///
     /// Example: `pending = 512`.
-    #[schemars(range(min = 1, max = 65536), extend("x-edgevpn-reload" = "live"))]
+    #[validate(range(min = 1, max = 65536))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub pending: u32,
 
     /// Resident memory above which no new connection is accepted.
@@ -50,7 +54,7 @@ impl Default for LimitsFile {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApiFile {
     /// Unix socket that `status`, `reload` and `plan` speak to (HTTP/1 and JSON, mode 0660), or `""` for off. A relative
@@ -78,7 +82,7 @@ impl Default for ApiFile {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogFile {
     /// How much is logged: `off`, `error`, `warn`, `info`, `debug` or `trace`, or directives that say it per module.
@@ -103,7 +107,7 @@ impl Default for LogFile {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReloadFile {
     /// How a change of this file or of a list is noticed. `reload` and SIGHUP work in every case; with `"off"` list
@@ -144,7 +148,8 @@ pub struct ReloadFile {
     /// Applied files that are kept in `state_dir`.
     ///
     /// Example: `history = 50`.
-    #[schemars(range(min = 1, max = 1000), extend("x-edgevpn-reload" = "live"))]
+    #[validate(range(min = 1, max = 1000))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub history: u32,
 }
 

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use validator::Validate;
 
 use crate::{
     config::units::{Bandwidth, PerSpan, Size, Span},
     relay::{Limit, Rate},
 };
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct RelayFile {
     /// Offer circuit relay v2 to other peers; `[acl]` says to whom. Switched off, the protocol is no longer announced,
@@ -27,6 +28,7 @@ pub struct RelayFile {
     pub on_shrink: OnShrinkFile,
 
     /// What one circuit, one peer and all of them together may use. Every key changes live, for running circuits too.
+    #[validate(nested)]
     pub resources: ResourcesFile,
 }
 
@@ -49,7 +51,7 @@ pub enum OnShrinkFile {
     Evict,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct ResourcesFile {
     /// Bytes that a circuit may carry in each direction before it ends, or `"unlimited"`. A running circuit is measured
@@ -70,7 +72,8 @@ pub struct ResourcesFile {
     /// RESOURCE_LIMIT_EXCEEDED.
     ///
     /// Environment: `EDGEVPN_RELAY_MAX_CIRCUITS`. Example: `max_circuits = 16`.
-    #[schemars(range(min = 1, max = 1000000), extend("x-edgevpn-reload" = "live"))]
+    #[validate(range(min = 1, max = 1000000))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub max_circuits: u32,
 
     /// How long a reservation lasts until it must be renewed. Held reservations keep what they were promised; renewals
@@ -89,19 +92,22 @@ pub struct ResourcesFile {
     /// Reservations in total. When full, newcomers get RESERVATION_REFUSED; renewals are never refused for it.
     ///
     /// Example: `max_reservations = 1000`.
-    #[schemars(range(min = 1, max = 1000000), extend("x-edgevpn-reload" = "live"))]
+    #[validate(range(min = 1, max = 1000000))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub max_reservations: u32,
 
     /// Reservations from one IPv4 address or one IPv6 /64. At most `max_reservations` take effect.
     ///
     /// Example: `max_reservations_per_ip = 1`.
-    #[schemars(range(min = 1, max = 1000000), extend("x-edgevpn-reload" = "live"))]
+    #[validate(range(min = 1, max = 1000000))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub max_reservations_per_ip: u32,
 
     /// Circuits in total.
     ///
     /// Example: `max_circuits_total = 256`.
-    #[schemars(range(min = 1, max = 1000000), extend("x-edgevpn-reload" = "live"))]
+    #[validate(range(min = 1, max = 1000000))]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub max_circuits_total: u32,
 
     /// Reservation requests per peer, renewals included, or `"unlimited"`: so many at once, then evenly spread over the
