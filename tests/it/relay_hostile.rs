@@ -1,11 +1,12 @@
 //! Peers that mean harm get the right status or a reset, and nobody else notices.
 
-use crate::support::relay::{
-    Client, Refused, RelayUnderTest, answer, circuit, message, read_to_end, within,
+use crate::support::{
+    node::NodeUnderTest,
+    relay::{Client, Refused, RelayUnderTest, answer, circuit, message, read_to_end, within},
 };
 use edgevpn::net::relay::{Timeouts, proto};
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt, future, stream};
-use libp2p::PeerId;
+use libp2p::{Multiaddr, PeerId};
 use proptest::{
     prelude::*,
     strategy::ValueTree,
@@ -92,6 +93,115 @@ async fn half_sent_requests_block_only_their_own_connection_and_are_cut() {
         .reserve(relay.peer)
         .await
         .expect("a place again");
+}
+
+/// A relay of its own process, for what only the system can say of one: anyone may reserve, as often as they like.
+fn node_for_anyone() -> (NodeUnderTest, Multiaddr, PeerId) {
+    let node = NodeUnderTest::start(
+        r#"
+[relay]
+service = true
+[relay.resources]
+max_reservations_per_ip = 128
+reservation_rate = "unlimited"
+circuit_rate = "unlimited"
+[acl]
+reserve = "anyone"
+"#,
+    );
+    let address = node.address("tcp").parse().expect("an address");
+    let peer = node.peer_id().parse().expect("a peer id");
+    (node, address, peer)
+}
+
+fn open_files(node: &NodeUnderTest) -> usize {
+    let files = fs::read_dir(format!("/proc/{}/fd", node.id()));
+    files.expect("a process").count()
+}
+
+/// Bytes.
+fn resident(node: &NodeUnderTest) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", node.id())).expect("a process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|rest| rest.split_whitespace().next());
+    kib.expect("a size").parse::<u64>().expect("a number") * 1024
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_four_slow_connections_are_cut_in_time_and_leave_no_file_open() {
+    let (node, address, peer) = node_for_anyone();
+    let mut honest = Client::by_hand();
+    honest.dial(&address).await.expect("connects");
+    let base = open_files(&node);
+
+    let mut attackers = Vec::new();
+    let mut slow = Vec::new();
+    for _ in 0..64 {
+        let mut attacker = Client::by_hand();
+        attacker.dial(&address).await.expect("connects");
+        for _ in 0..10 {
+            let mut stream = attacker.open(peer, proto::HOP).await.expect("a stream");
+            let _ = message::write(&mut stream, &[2]).await;
+            slow.push(stream);
+        }
+        attackers.push(attacker);
+    }
+    let all_sent = Instant::now();
+    // The base may hold a few of the API, which are gone since.
+    assert!(open_files(&node) >= base + 60);
+
+    let mut took = Vec::new();
+    for _ in 0..200 {
+        let asked = Instant::now();
+        honest.reserve(peer).await.expect("renews");
+        took.push(asked.elapsed());
+    }
+    took.sort_unstable();
+    // A tenth of it in a release build on an idle machine.
+    assert!(took[197] < SECOND, "{:?}", took[197]);
+
+    for stream in &mut slow {
+        assert!(read_to_end(stream).await.is_empty());
+    }
+    let limit = Timeouts::default().header + SECOND;
+    assert!(all_sent.elapsed() < limit, "{:?}", all_sent.elapsed());
+    drop((slow, attackers));
+    within("the files of 64 connections", async {
+        while open_files(&node) > base {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(node.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_malformed_requests_leaves_no_memory_behind() {
+    const ROUND: usize = 2_000;
+    let (node, address, peer) = node_for_anyone();
+    let mut attacker = Client::by_hand();
+    attacker.dial(&address).await.expect("connects");
+    let right = vec![message::reserve(), message::connect(PeerId::random())];
+    let messages = bad_messages(ROUND, right);
+    let flood = || {
+        stream::iter(&messages)
+            .map(|bytes| async {
+                let mut stream = attacker.open(peer, proto::HOP).await.expect("a stream");
+                let _ = stream.write_all(bytes).await;
+                let _ = stream.close().await;
+                read_to_end(&mut stream).await;
+            })
+            .buffer_unordered(8)
+            .for_each(|()| future::ready(()))
+    };
+    flood().await;
+    let warm = resident(&node);
+    for _ in 0..4 {
+        flood().await;
+    }
+    let grown = resident(&node).saturating_sub(warm);
+    assert!(grown < 20 << 20, "{grown} bytes more than {warm}");
+    assert!(node.stop().success());
 }
 
 /// Messages near and far from right ones, the same in every run.
