@@ -1,7 +1,7 @@
 //! Caps and limits of the relay service are exact, and follow the configuration while circuits run.
 
 use crate::support::relay::{
-    Client, Refused, RelayUnderTest, circuit, message, read_to_end, within,
+    Client, Refused, RelayUnderTest, answer, circuit, message, read_to_end, within,
 };
 use edgevpn::{
     acl::Subject,
@@ -40,6 +40,33 @@ async fn renewals_that_meet_their_own_expiry_are_all_granted() {
     let report = relay.report().await;
     assert_eq!(report.reservations_total + report.renewals_total, 300);
     assert!(report.refused.is_empty(), "{:?}", report.refused);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_reads_nothing_while_its_reservation_expires_gets_all_its_answers_later() {
+    const TTL: Duration = Duration::from_millis(200);
+    let mut relay = RelayUnderTest::start(|setup| setup.resources.reservation_ttl = TTL).await;
+    let client = Client::of(&relay).await;
+    for _ in 0..5 {
+        let mut asked = Vec::new();
+        for _ in 0..9 {
+            let mut stream = client.open(relay.peer, proto::HOP).await.unwrap();
+            let request = message::reserve();
+            message::write(&mut stream, &request).await.unwrap();
+            asked.push(stream);
+        }
+        let (go_on, over) = std::sync::mpsc::channel();
+        let expires = async {
+            relay.reservation_end().await;
+            drop(go_on);
+        };
+        tokio::join!(client.stand_still(over), expires);
+        for stream in &mut asked {
+            answer(stream).await.expect("renews");
+        }
+    }
+    client.reserve(relay.peer).await.expect("reserves anew");
+    assert_eq!(relay.report().await.ended.get("panicked"), None);
 }
 
 #[tokio::test]

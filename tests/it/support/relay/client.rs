@@ -192,6 +192,14 @@ impl Client {
         self.dial(&address).await
     }
 
+    /// Neither reads nor writes a socket until `over` says something or is dropped. Needs a runtime
+    /// of several threads.
+    pub async fn stand_still(&self, over: std::sync::mpsc::Receiver<()>) {
+        let wait = move || over.recv();
+        // Dropped is as good as said.
+        let _ = self.swarm.call(|_| tokio::task::block_in_place(wait)).await;
+    }
+
     pub async fn open(&self, peer: PeerId, protocol: StreamProtocol) -> io::Result<Stream> {
         self.open_on(None, peer, protocol).await
     }
