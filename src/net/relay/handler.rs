@@ -100,7 +100,7 @@ pub enum Fault {
     Unexpected,
     /// Not within [`Timeouts::header`]; reset.
     Slow,
-    /// Beyond [`MAX_REQUESTS`]; reset.
+    /// Beyond [`MAX_REQUESTS`]; reset without an answer, since to write one could take as long as what it waits for.
     TooMany,
     /// Closed by the peer, or its connection broke.
     Gone,

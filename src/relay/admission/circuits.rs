@@ -10,8 +10,8 @@ use crate::{
     relay::Refusal,
 };
 
-/// Circuits of one source that wait for their destinations to answer. A client that opens 64 at once, `max_circuits`
-/// by default, is served; what a source can pin at silent destinations is bounded by it.
+/// Circuits of one source that wait for their destinations to answer, over all its connections, of which each has ten
+/// requests in progress at most. A client that opens 64 so, `max_circuits` by default, is served; what a source can pin at silent destinations is bounded by it.
 pub const MAX_HANDSHAKES_OF_SOURCE: u32 = 64;
 
 /// Circuits to one destination that it has not answered. A popular peer answers within a round trip: 256 in flight are
