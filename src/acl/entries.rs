@@ -1,26 +1,26 @@
-//! Allow and deny entries, packed: a million of them take about 45 MB where plain structs would take 120 MB.
+//! Allow and deny entries as they are read, packed: a million of them take 44 MB where plain structs would take 120 MB.
 
 use std::{collections::HashMap, sync::Arc};
 
 use ipnet::IpNet;
 use libp2p::multihash::Multihash;
 
-use super::{Action, Counts, Entry, RuleKey, RuleRef, Subject};
+use super::{Action, Entry, RuleKey, RuleRef, Subject};
 use crate::id::{Origin, PeerId};
 
 /// What `allow`, `deny` and the lists hold, in the order it is pushed.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Entries {
-    peers: Vec<(PeerKey, Note)>,
-    others: Vec<(PeerId, Note)>,
-    networks: Vec<(IpNet, Note)>,
-    sources: Vec<Source>,
-    known: HashMap<Source, u32>,
+    pub(super) peers: Vec<(PeerKey, Note)>,
+    /// Those that need their full length.
+    pub(super) others: Vec<(PeerId, Note)>,
+    pub(super) networks: Vec<(IpNet, Note)>,
+    pub(super) sources: Sources,
 }
 
 impl Entries {
     pub fn push(&mut self, action: Action, entry: Entry) {
-        let note = self.note(action, entry.list, entry.origin);
+        let note = self.sources.note(action, entry.list, entry.origin);
         match entry.subject {
             Subject::Peer(peer) => match PeerKey::of(&peer) {
                 Some(key) => self.peers.push((key, note)),
@@ -40,116 +40,8 @@ impl Entries {
 
     /// Peers first, then networks, each in the order they were pushed.
     pub fn iter(&self) -> impl Iterator<Item = (Action, Entry)> + '_ {
-        self.rows().filter_map(|row| self.entry(row))
-    }
-
-    pub(super) fn rows(&self) -> impl Iterator<Item = Row> + use<> {
-        let peers = (0..self.peers.len()).map(Row::Peer);
-        let others = (0..self.others.len()).map(Row::Other);
-        let networks = (0..self.networks.len()).map(Row::Network);
-        peers.chain(others).chain(networks)
-    }
-
-    pub(super) fn counts(&self) -> Counts {
-        let mut counts = Counts::default();
-        for row in self.rows() {
-            match self.action(row) {
-                Some(Action::Allow) => counts.allow += 1,
-                Some(Action::Deny) => counts.deny += 1,
-                None => {}
-            }
-        }
-        counts
-    }
-
-    pub(super) fn peers(&self, action: Action) -> impl Iterator<Item = (usize, &PeerKey)> + '_ {
-        of_action(&self.peers, &self.sources, action)
-    }
-
-    pub(super) fn others(&self, action: Action) -> impl Iterator<Item = (usize, &PeerId)> + '_ {
-        of_action(&self.others, &self.sources, action)
-    }
-
-    pub(super) fn networks(&self, action: Action) -> impl Iterator<Item = (usize, &IpNet)> + '_ {
-        of_action(&self.networks, &self.sources, action)
-    }
-
-    pub(super) fn peer(&self, at: usize) -> Option<&PeerKey> {
-        self.peers.get(at).map(|(key, _)| key)
-    }
-
-    pub(super) fn network(&self, row: Row) -> Option<IpNet> {
-        match row {
-            Row::Peer(_) | Row::Other(_) => None,
-            Row::Network(at) => self.networks.get(at).map(|(network, _)| *network),
-        }
-    }
-
-    pub(super) fn action(&self, row: Row) -> Option<Action> {
-        self.source(row).map(|(source, _)| source.action)
-    }
-
-    pub(super) fn rule(&self, row: Row) -> Option<RuleRef> {
-        let (source, line) = self.source(row)?;
-        let key = match (&source.list, source.action) {
-            (Some(name), _) => RuleKey::List(name.clone()),
-            (None, Action::Allow) => RuleKey::Allow,
-            (None, Action::Deny) => RuleKey::Deny,
-        };
-        Some(RuleRef {
-            key,
-            origin: source.place.at(line),
-        })
-    }
-
-    pub(super) fn entry(&self, row: Row) -> Option<(Action, Entry)> {
-        let (source, line) = self.source(row)?;
-        let subject = match row {
-            Row::Peer(at) => Subject::Peer(self.peer(at)?.peer()?),
-            Row::Other(at) => Subject::Peer(self.others.get(at)?.0),
-            Row::Network(_) => Subject::Network(self.network(row)?),
-        };
-        let entry = Entry {
-            subject,
-            list: source.list.clone(),
-            origin: source.place.at(line),
-        };
-        Some((source.action, entry))
-    }
-
-    fn source(&self, row: Row) -> Option<(&Source, u32)> {
-        let note = match row {
-            Row::Peer(at) => self.peers.get(at)?.1,
-            Row::Other(at) => self.others.get(at)?.1,
-            Row::Network(at) => self.networks.get(at)?.1,
-        };
-        let source = self.sources.get(usize::try_from(note.source).ok()?)?;
-        Some((source, note.line))
-    }
-
-    /// Entries come in runs from one file, so that the last source is nearly always the right one.
-    fn note(&mut self, action: Action, list: Option<Arc<str>>, origin: Origin) -> Note {
-        let (place, line) = Place::of(origin);
-        let source = Source {
-            action,
-            list,
-            place,
-        };
-        if self.sources.last() == Some(&source) {
-            let last = self.sources.len() - 1;
-            return Note::new(last, line);
-        }
-        let next = self.sources.len();
-        let at = match self.known.get(&source) {
-            Some(at) => *at as usize,
-            None => {
-                self.known
-                    .insert(source.clone(), u32::try_from(next).unwrap_or(u32::MAX));
-                self.sources.push(source);
-                next
-            }
-        };
-        Note::new(at, line)
+        let peers = self.peers.iter().map(|(key, note)| (key, *note));
+        self.sources.entries(peers, &self.others, &self.networks)
     }
 }
 
@@ -173,14 +65,6 @@ impl Extend<(Action, Entry)> for Entries {
             self.push(action, entry);
         }
     }
-}
-
-/// One entry, by kind and position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Row {
-    Peer(usize),
-    Other(usize),
-    Network(usize),
 }
 
 /// A peer id in 33 bytes: all Ed25519 and secp256k1 keys and all SHA-256 hashes, which is every id in the wild.
@@ -224,7 +108,7 @@ impl PeerKey {
         Some(Self(bytes))
     }
 
-    fn peer(&self) -> Option<PeerId> {
+    pub(super) fn peer(&self) -> Option<PeerId> {
         let (kind, key) = self.0.split_first()?;
         let hash = match *kind {
             IS_SHA256 => Multihash::wrap(SHA256, key).ok()?,
@@ -235,27 +119,98 @@ impl PeerKey {
     }
 }
 
+/// Where an entry stands and what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Note {
+pub(super) struct Note {
     source: u32,
     line: u32,
 }
 
-impl Note {
-    fn new(source: usize, line: u32) -> Self {
-        Self {
-            source: u32::try_from(source).unwrap_or(u32::MAX),
-            line,
-        }
-    }
+/// What the entries of one file or one key have in common, each once.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(super) struct Sources {
+    all: Vec<Source>,
+    known: HashMap<Source, u32>,
 }
 
-/// What the entries of one file or one key have in common.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct Source {
     action: Action,
     list: Option<Arc<str>>,
     place: Place,
+}
+
+impl Sources {
+    /// `None`: a note of other sources than these.
+    pub fn action(&self, note: Note) -> Option<Action> {
+        Some(self.source(note)?.action)
+    }
+
+    pub fn rule(&self, note: Note) -> Option<RuleRef> {
+        let source = self.source(note)?;
+        let key = match (&source.list, source.action) {
+            (Some(name), _) => RuleKey::List(name.clone()),
+            (None, Action::Allow) => RuleKey::Allow,
+            (None, Action::Deny) => RuleKey::Deny,
+        };
+        Some(RuleRef {
+            key,
+            origin: source.place.at(note.line),
+        })
+    }
+
+    pub fn entry(&self, subject: Subject, note: Note) -> Option<Entry> {
+        let source = self.source(note)?;
+        Some(Entry {
+            subject,
+            list: source.list.clone(),
+            origin: source.place.at(note.line),
+        })
+    }
+
+    /// Entries as they were written.
+    pub fn entries<'a>(
+        &'a self,
+        peers: impl Iterator<Item = (&'a PeerKey, Note)> + 'a,
+        others: &'a [(PeerId, Note)],
+        networks: &'a [(IpNet, Note)],
+    ) -> impl Iterator<Item = (Action, Entry)> + 'a {
+        let peers = peers.filter_map(|(key, note)| Some((Subject::Peer(key.peer()?), note)));
+        let others = others.iter();
+        let others = others.map(|(peer, note)| (Subject::Peer(*peer), *note));
+        let networks = networks.iter();
+        let networks = networks.map(|(network, note)| (Subject::Network(*network), *note));
+        let all = peers.chain(others).chain(networks);
+        all.filter_map(|(subject, note)| Some((self.action(note)?, self.entry(subject, note)?)))
+    }
+
+    /// Entries come in runs from one file, so that the last source is nearly always the right one.
+    fn note(&mut self, action: Action, list: Option<Arc<str>>, origin: Origin) -> Note {
+        let (place, line) = Place::of(origin);
+        let source = Source {
+            action,
+            list,
+            place,
+        };
+        let next = u32::try_from(self.all.len()).unwrap_or(u32::MAX);
+        if self.all.last() == Some(&source) {
+            let source = next.saturating_sub(1);
+            return Note { source, line };
+        }
+        if let Some(known) = self.known.get(&source) {
+            return Note {
+                source: *known,
+                line,
+            };
+        }
+        self.known.insert(source.clone(), next);
+        self.all.push(source);
+        Note { source: next, line }
+    }
+
+    fn source(&self, note: Note) -> Option<&Source> {
+        self.all.get(usize::try_from(note.source).ok()?)
+    }
 }
 
 /// An `Origin` without its line.
@@ -299,20 +254,4 @@ fn canonical(network: IpNet) -> IpNet {
         .zip(six.prefix_len().checked_sub(96))
         .and_then(|(address, length)| ipnet::Ipv4Net::new(address, length).ok());
     four.map_or(network, IpNet::V4)
-}
-
-fn of_action<'a, T>(
-    rows: &'a [(T, Note)],
-    sources: &'a [Source],
-    action: Action,
-) -> impl Iterator<Item = (usize, &'a T)> + 'a {
-    rows.iter()
-        .enumerate()
-        .filter(move |(_, (_, note))| {
-            usize::try_from(note.source)
-                .ok()
-                .and_then(|at| sources.get(at))
-                .is_some_and(|source| source.action == action)
-        })
-        .map(|(at, (subject, _))| (at, subject))
 }

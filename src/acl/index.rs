@@ -1,8 +1,8 @@
-//! Finding one subject among a million entries: a hash table for peers, sorted ranges for networks.
+//! Finding one subject among a million entries: a hash table for peers, sorted ranges for networks. Both keep what a
+//! search compares in one place, so that it waits for memory once or twice.
 
 use std::{
     cmp::Reverse,
-    collections::HashMap,
     hash::{BuildHasher, RandomState},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
@@ -11,221 +11,222 @@ use ipnet::IpNet;
 
 use super::{
     Action,
-    entries::{Entries, PeerKey, Row},
+    entries::{Note, PeerKey},
 };
-use crate::id::PeerId;
 
-/// All subjects of one action.
-pub(super) struct Subjects {
-    peers: Slots,
-    others: HashMap<PeerId, usize>,
+/// An open-addressing table, half full: a search for an absent peer ends within three slots. The hash is keyed: whoever makes keys to be put on a list
+/// cannot make them collide.
+pub(super) struct Peers {
+    slots: Vec<Option<Slot>>,
+    /// The places of the slots, in the order in which they were written.
+    written: Vec<usize>,
+    hasher: RandomState,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    key: PeerKey,
+    action: Action,
+    note: Note,
+}
+
+impl Peers {
+    /// What is written twice counts once, where it stands first.
+    pub fn of(entries: &[(PeerKey, Note)], action: impl Fn(Note) -> Option<Action>) -> Self {
+        let size = entries.len().saturating_mul(2);
+        let mut table = Self {
+            slots: vec![None; size],
+            written: Vec::with_capacity(entries.len()),
+            hasher: RandomState::new(),
+        };
+        let mut places = vec![None; entries.len()];
+        // Deny entries go in first, so that a search meets them first.
+        for wanted in [Action::Deny, Action::Allow] {
+            for ((key, note), place) in entries.iter().zip(&mut places) {
+                if action(*note) == Some(wanted) {
+                    *place = table.insert(Slot {
+                        key: *key,
+                        action: wanted,
+                        note: *note,
+                    });
+                }
+            }
+        }
+        table.written.extend(places.into_iter().flatten());
+        table
+    }
+
+    /// The entry that decides on this peer: a deny entry if there is one.
+    pub fn find(&self, key: &PeerKey) -> Option<(Action, Note)> {
+        let found = self.chain(key).map(|(_, slot)| slot);
+        let slot = found.flatten().find(|slot| slot.key == *key)?;
+        Some((slot.action, slot.note))
+    }
+
+    pub fn holds(&self, action: Action, key: &PeerKey) -> bool {
+        self.chain(key)
+            .filter_map(|(_, slot)| slot)
+            .any(|slot| slot.key == *key && slot.action == action)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Action, &PeerKey, Note)> + '_ {
+        let slots = self
+            .written
+            .iter()
+            .filter_map(|place| self.slots.get(*place));
+        slots
+            .flatten()
+            .map(|slot| (slot.action, &slot.key, slot.note))
+    }
+
+    pub fn same(&self, other: &Self) -> bool {
+        self.written.len() == other.written.len()
+            && self.iter().all(|(action, key, _)| other.holds(action, key))
+    }
+
+    fn insert(&mut self, slot: Slot) -> Option<usize> {
+        if self.holds(slot.action, &slot.key) {
+            return None;
+        }
+        let (place, _) = self.chain(&slot.key).last()?;
+        *self.slots.get_mut(place)? = Some(slot);
+        Some(place)
+    }
+
+    /// The slots where a key can be, up to the first free one.
+    fn chain(&self, key: &PeerKey) -> impl Iterator<Item = (usize, Option<&Slot>)> + '_ {
+        let size = self.slots.len();
+        let wide = u128::from(self.hasher.hash_one(key)) * size as u128;
+        let start = (wide >> u64::BITS) as usize;
+        let mut ended = false;
+        (start..size).chain(0..start).map_while(move |place| {
+            if ended {
+                return None;
+            }
+            let slot = self.slots.get(place)?.as_ref();
+            ended = slot.is_none();
+            Some((place, slot))
+        })
+    }
+}
+
+/// The networks of one action.
+pub(super) struct Networks {
     four: Ranges<Ipv4Addr>,
     six: Ranges<Ipv6Addr>,
 }
 
-impl Subjects {
-    pub(super) fn of(entries: &Entries, action: Action, hasher: &RandomState) -> Self {
-        let mut others = HashMap::new();
-        for (at, peer) in entries.others(action) {
-            others.entry(*peer).or_insert(at);
+impl Networks {
+    pub fn of(networks: impl Iterator<Item = (IpNet, Note)>) -> Self {
+        let (mut four, mut six) = (Vec::new(), Vec::new());
+        for (network, note) in networks {
+            match network {
+                IpNet::V4(net) => four.push(Range {
+                    first: net.network(),
+                    last: net.broadcast(),
+                    note,
+                }),
+                IpNet::V6(net) => six.push(Range {
+                    first: net.network(),
+                    last: net.broadcast(),
+                    note,
+                }),
+            }
         }
         Self {
-            peers: Slots::of(entries, action, hasher),
-            others,
-            four: Ranges::of(entries.networks(action).filter_map(|(at, net)| match net {
-                IpNet::V4(net) => Some((net.network(), net.broadcast(), at)),
-                IpNet::V6(_) => None,
-            })),
-            six: Ranges::of(entries.networks(action).filter_map(|(at, net)| match net {
-                IpNet::V4(_) => None,
-                IpNet::V6(net) => Some((net.network(), net.broadcast(), at)),
-            })),
+            four: Ranges::of(four),
+            six: Ranges::of(six),
         }
     }
 
-    /// The entry that names this peer or a network around its address; `address` must be canonical.
-    pub(super) fn find(
-        &self,
-        entries: &Entries,
-        peer: &Sought,
-        address: Option<IpAddr>,
-    ) -> Option<Row> {
-        self.find_peer(entries, peer).or_else(|| match address? {
-            IpAddr::V4(address) => self.four.find(address).map(Row::Network),
-            IpAddr::V6(address) => self.six.find(address).map(Row::Network),
+    /// An entry around this address, which must be canonical.
+    pub fn find(&self, address: IpAddr) -> Option<Note> {
+        Some(match address {
+            IpAddr::V4(address) => self.four.around(address, address)?.note,
+            IpAddr::V6(address) => self.six.around(address, address)?.note,
         })
     }
 
-    pub(super) fn find_peer(&self, entries: &Entries, peer: &Sought) -> Option<Row> {
-        match peer {
-            Sought::Key { key, hash } => self.peers.find(entries, key, *hash).map(Row::Peer),
-            Sought::Other(peer) => self.others.get(peer).copied().map(Row::Other),
-        }
-    }
-
     /// An entry whose network holds all of this one.
-    pub(super) fn find_around(&self, network: IpNet) -> Option<Row> {
-        match network {
-            IpNet::V4(net) => self.four.around(net.network(), net.broadcast()),
-            IpNet::V6(net) => self.six.around(net.network(), net.broadcast()),
-        }
-        .map(Row::Network)
-    }
-
-    /// Whether both hold the same peers and the same ranges of addresses, wherever they are written.
-    pub(super) fn same(&self, entries: &Entries, other: &Self, its: &Entries) -> bool {
-        self.peers.count == other.peers.count
-            && self.others.len() == other.others.len()
-            && self
-                .others
-                .keys()
-                .all(|peer| other.others.contains_key(peer))
-            && self.four.same(&other.four)
-            && self.six.same(&other.six)
-            && self.peers.all(entries, |key| other.peers.holds(its, key))
-    }
-}
-
-/// A peer to look for, hashed once for several tables.
-pub(super) enum Sought {
-    Key { key: PeerKey, hash: u64 },
-    Other(PeerId),
-}
-
-impl Sought {
-    pub(super) fn new(peer: &PeerId, hasher: &RandomState) -> Self {
-        match PeerKey::of(peer) {
-            Some(key) => Self::Key {
-                hash: hasher.hash_one(key),
-                key,
-            },
-            None => Self::Other(*peer),
-        }
-    }
-}
-
-/// An open-addressing table of positions in `Entries`, at most half full. A slot holds 24 bits of the hash beside the
-/// position, so that a search for an absent key touches one cache line and no entry. The hash is keyed: whoever makes
-/// keys to be put on a list cannot make them collide.
-struct Slots {
-    slots: Vec<u64>,
-    count: usize,
-    hasher: RandomState,
-}
-
-/// A slot that is free. No real one looks like it: positions are below 2^40 - 1.
-const FREE: u64 = u64::MAX;
-const POSITION: u64 = (1 << 40) - 1;
-
-impl Slots {
-    fn of(entries: &Entries, action: Action, hasher: &RandomState) -> Self {
-        let wanted = entries.peers(action).count();
-        let size = if wanted == 0 {
-            0
-        } else {
-            wanted.saturating_mul(2).next_power_of_two()
+    pub fn around(&self, network: IpNet) -> Option<(IpNet, Note)> {
+        let (first, last, note) = match network {
+            IpNet::V4(net) => self.four.around(net.network(), net.broadcast())?.told(),
+            IpNet::V6(net) => self.six.around(net.network(), net.broadcast())?.told(),
         };
-        let mut table = Self {
-            slots: vec![FREE; size],
-            count: 0,
-            hasher: hasher.clone(),
-        };
-        for (at, key) in entries.peers(action) {
-            table.insert(entries, at, key);
-        }
-        table
+        let wider = (0..=network.prefix_len()).find_map(|length| {
+            let wider = IpNet::new(first, length).ok()?;
+            (wider.network() == first && wider.broadcast() == last).then_some(wider)
+        })?;
+        Some((wider, note))
     }
 
-    fn insert(&mut self, entries: &Entries, at: usize, key: &PeerKey) {
-        let hash = self.hasher.hash_one(key);
-        if self.find(entries, key, hash).is_some() {
-            return;
-        }
-        let probe = self.probe(hash);
-        for place in probe {
-            if let Some(slot) = self.slots.get_mut(place)
-                && *slot == FREE
-            {
-                *slot = hash & !POSITION | at as u64 & POSITION;
-                self.count += 1;
-                return;
-            }
-        }
-    }
-
-    fn find(&self, entries: &Entries, key: &PeerKey, hash: u64) -> Option<usize> {
-        for place in self.probe(hash) {
-            let slot = *self.slots.get(place)?;
-            if slot == FREE {
-                return None;
-            }
-            let at = (slot & POSITION) as usize;
-            if (slot ^ hash) & !POSITION == 0 && entries.peer(at) == Some(key) {
-                return Some(at);
-            }
-        }
-        None
-    }
-
-    fn holds(&self, entries: &Entries, key: &PeerKey) -> bool {
-        self.find(entries, key, self.hasher.hash_one(key)).is_some()
-    }
-
-    fn all(&self, entries: &Entries, holds: impl Fn(&PeerKey) -> bool) -> bool {
-        let taken = self.slots.iter().filter(|slot| **slot != FREE);
-        taken
-            .filter_map(|slot| entries.peer((slot & POSITION) as usize))
-            .all(holds)
-    }
-
-    /// Every place once, from the one the low bits of the hash name.
-    fn probe(&self, hash: u64) -> impl Iterator<Item = usize> + use<> {
-        let mask = self.slots.len().wrapping_sub(1);
-        let start = hash as usize;
-        (0..self.slots.len()).map(move |step| start.wrapping_add(step) & mask)
+    /// Whether both hold the same addresses, however they are written.
+    pub fn same(&self, other: &Self) -> bool {
+        self.four.same(&other.four) && self.six.same(&other.six)
     }
 }
 
 /// Address ranges that do not overlap, in order. Networks nest or are disjoint, so the outermost ones say it all.
 struct Ranges<A> {
-    first: Vec<A>,
-    last: Vec<A>,
-    rows: Vec<usize>,
+    /// The first address of every block: small enough to stay in the cache.
+    blocks: Vec<A>,
+    ranges: Vec<Range<A>>,
 }
 
+#[derive(Clone, Copy)]
+struct Range<A> {
+    first: A,
+    last: A,
+    note: Note,
+}
+
+impl<A: Copy + Into<IpAddr>> Range<A> {
+    fn told(&self) -> (IpAddr, IpAddr, Note) {
+        (self.first.into(), self.last.into(), self.note)
+    }
+}
+
+/// Ranges in a block. Sixteen IPv4 ranges are four cache lines, sixteen IPv6 ranges ten.
+const BLOCK: usize = 16;
+
 impl<A: Copy + Ord> Ranges<A> {
-    fn of(networks: impl Iterator<Item = (A, A, usize)>) -> Self {
-        let mut all: Vec<_> = networks.collect();
-        all.sort_unstable_by_key(|(first, last, at)| (*first, Reverse(*last), *at));
-        let mut ranges = Self {
-            first: Vec::new(),
-            last: Vec::new(),
-            rows: Vec::new(),
-        };
-        for (first, last, at) in all {
-            if ranges.last.last().is_none_or(|end| *end < first) {
-                ranges.first.push(first);
-                ranges.last.push(last);
-                ranges.rows.push(at);
+    fn of(mut all: Vec<Range<A>>) -> Self {
+        // Stable, so that of two equal ones the first is named.
+        all.sort_by_key(|range| (range.first, Reverse(range.last)));
+        let mut ranges: Vec<Range<A>> = Vec::new();
+        for range in all {
+            if ranges.last().is_none_or(|outer| outer.last < range.first) {
+                ranges.push(range);
             }
         }
-        ranges
+        ranges.shrink_to_fit();
+        Self {
+            blocks: ranges
+                .iter()
+                .step_by(BLOCK)
+                .map(|range| range.first)
+                .collect(),
+            ranges,
+        }
     }
 
-    fn find(&self, address: A) -> Option<usize> {
-        self.around(address, address)
-    }
-
-    fn around(&self, first: A, last: A) -> Option<usize> {
-        let at = self
-            .first
+    fn around(&self, first: A, last: A) -> Option<&Range<A>> {
+        let block = self
+            .blocks
             .partition_point(|start| *start <= first)
             .checked_sub(1)?;
-        self.last.get(at).filter(|end| last <= **end)?;
-        self.rows.get(at).copied()
+        let ranges = self.ranges.chunks(BLOCK).nth(block)?;
+        let at = ranges
+            .partition_point(|range| range.first <= first)
+            .checked_sub(1)?;
+        ranges.get(at).filter(|range| last <= range.last)
     }
 
     fn same(&self, other: &Self) -> bool {
-        self.first == other.first && self.last == other.last
+        let ends = |range: &Range<A>| (range.first, range.last);
+        self.ranges
+            .iter()
+            .map(ends)
+            .eq(other.ranges.iter().map(ends))
     }
 }

@@ -82,8 +82,8 @@ pub struct Ticket {
 pub struct Admission {
     policy: Policy,
     stopping: bool,
-    /// Peers with a connection or a circuit.
-    peers: HashMap<PeerId, Peer>,
+    /// Peers with a connection or a circuit. Boxed, so that a table that grows moves little.
+    peers: HashMap<PeerId, Box<Peer>>,
     /// Reservations by the prefix they were made from.
     prefixes: HashMap<IpNet, u32>,
     reservations: u32,
@@ -135,7 +135,7 @@ impl Admission {
         let departed = &mut self.departed;
         self.peers
             .entry(peer)
-            .or_insert_with(|| Peer::new(departed.take(&peer)))
+            .or_insert_with(|| Box::new(Peer::new(departed.take(&peer))))
             .connect(Connection {
                 key: connection,
                 address: address.map(|address| address.to_canonical()),

@@ -4,21 +4,24 @@ use std::time::{Duration, Instant};
 
 use super::{Limit, Rate};
 
-/// Requests of one peer: `count` may come at once, then one every `per / count`. Exact: integers only.
+/// Requests of one peer: `count` may come at once, then one every `per / count`. Never gives more; what it gives less,
+/// by rounding, is below a nanosecond.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
     /// `None`: full.
     used: Option<Used>,
 }
 
-/// What is used up and comes back with time.
+/// Tokens that are used up and come back with time. They stay used when the rate changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Used {
-    /// A token has as many units as `per` has nanoseconds: each nanosecond gives back `count` of them.
-    units: u128,
+    /// In parts of a token.
+    parts: u64,
     since: Instant,
-    rate: Rate,
 }
+
+/// Parts of a token: with so many, the largest count still fits 64 bits.
+const TOKEN: u64 = 1 << 32;
 
 impl Bucket {
     /// Takes one token, or says how long it is until there is one.
@@ -27,21 +30,18 @@ impl Bucket {
             self.used = None;
             return Ok(());
         };
-        let token = nanoseconds(rate.per);
-        let count = u128::from(rate.count);
-        let capacity = token.saturating_mul(count);
-        let used = self.used(rate, now);
-        let with_one_more = used.saturating_add(token);
-        if with_one_more <= capacity {
-            self.used = Some(Used {
-                units: with_one_more,
-                since: now,
-                rate,
-            });
+        let capacity = capacity(rate);
+        let parts = self.used(rate, now).saturating_add(TOKEN);
+        if parts <= capacity {
+            self.used = Some(Used { parts, since: now });
             return Ok(());
         }
-        let missing = with_one_more.saturating_sub(capacity);
-        Err(duration(missing.div_ceil(count.max(1))))
+        let missing = u128::from(parts.saturating_sub(capacity));
+        let wait = missing.saturating_mul(nanoseconds(rate.per));
+        let wait = wait.div_ceil(u128::from(capacity.max(TOKEN)));
+        Err(Duration::from_nanos(
+            u64::try_from(wait).unwrap_or(u64::MAX),
+        ))
     }
 
     /// A full bucket need not be kept: a new one is the same.
@@ -52,38 +52,27 @@ impl Bucket {
         }
     }
 
-    /// Units used, of this rate. Tokens used under another rate stay used, but no more than this one can hold: a peer
-    /// that was busy under a generous rate waits one `per` at most.
-    fn used(&self, rate: Rate, now: Instant) -> u128 {
+    /// Parts that are used. No more than the rate can hold: a peer that was busy under a generous one waits one `per`
+    /// at most.
+    fn used(&self, rate: Rate, now: Instant) -> u64 {
         let Some(used) = self.used else {
             return 0;
         };
-        let token = nanoseconds(rate.per);
-        let count = u128::from(rate.count);
-        let units = if used.rate == rate {
-            used.units
-        } else {
-            used.units
-                .saturating_mul(token)
-                .div_ceil(nanoseconds(used.rate.per))
-                .min(token.saturating_mul(count))
-        };
-        units.saturating_sub(elapsed(used.since, now).saturating_mul(count))
+        let elapsed = now.saturating_duration_since(used.since).as_nanos();
+        let back = elapsed.saturating_mul(u128::from(capacity(rate))) / nanoseconds(rate.per);
+        let back = u64::try_from(back).unwrap_or(u64::MAX);
+        used.parts.min(capacity(rate)).saturating_sub(back)
     }
+}
+
+/// Parts in a full bucket.
+fn capacity(rate: Rate) -> u64 {
+    u64::from(rate.count).saturating_mul(TOKEN)
 }
 
 /// At least one, so that it can divide.
 fn nanoseconds(duration: Duration) -> u128 {
     duration.as_nanos().max(1)
-}
-
-fn elapsed(since: Instant, now: Instant) -> u128 {
-    now.saturating_duration_since(since).as_nanos()
-}
-
-/// Saturates at 584 years.
-fn duration(nanoseconds: u128) -> Duration {
-    Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -142,6 +131,16 @@ mod tests {
             bucket.take(rate(10, 10 * SECOND), now).expect("a token");
         }
         assert!(bucket.take(rate(10, 100 * SECOND), now).is_err());
+        assert_eq!(
+            bucket.used(
+                Rate {
+                    count: 12,
+                    per: SECOND
+                },
+                now
+            ),
+            10 * TOKEN
+        );
         bucket.take(rate(12, 10 * SECOND), now).expect("two more");
         bucket.take(rate(12, 10 * SECOND), now).expect("two more");
         assert!(bucket.take(rate(12, 10 * SECOND), now).is_err());

@@ -172,13 +172,13 @@ impl Admission {
             let source = |phase| in_role(phase, |circuit| circuit.source.peer);
             let destination = |phase| in_role(phase, |circuit| circuit.destination.peer);
             let (shaking, running) = (Phase::Handshake, Phase::Established);
-            assert_eq!(state.handshakes_as_source as usize, source(shaking));
+            assert_eq!(state.load.handshakes_as_source as usize, source(shaking));
             assert_eq!(
-                state.handshakes_as_destination as usize,
+                state.load.handshakes_as_destination as usize,
                 destination(shaking)
             );
             assert_eq!(
-                state.established as usize,
+                state.load.established as usize,
                 source(running) + destination(running)
             );
         }

@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, time::Instant};
 
-use super::{Admission, CircuitId, ConnectionKey, Ticket, peer::Peer};
+use super::{Admission, CircuitId, ConnectionKey, Ticket, peer::Load};
 use crate::{
     acl::{Decision, Operation},
     id::PeerId,
@@ -34,6 +34,18 @@ pub(super) enum Phase {
     Established,
 }
 
+/// On which side of a circuit a peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Source,
+    Destination,
+}
+
+impl Role {
+    /// In the order of [`Circuit::ends`].
+    const BOTH: [Role; 2] = [Role::Source, Role::Destination];
+}
+
 /// One end of a circuit, as it was when the circuit was admitted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct End {
@@ -60,10 +72,10 @@ impl Admission {
         if source == destination {
             return Err(Refusal::ToItself);
         }
-        let held = self
-            .peers
-            .get(&destination)
-            .and_then(|peer| peer.reservation.as_ref())
+        let destination_state = self.peers.get(&destination);
+        let at_destination = destination_state.map_or(Load::default(), |state| state.load);
+        let held = destination_state
+            .and_then(|state| state.reservation.as_ref())
             .filter(|held| held.expires > now)
             .map(|held| (held.connection, held.address));
         let of_source = self
@@ -85,9 +97,10 @@ impl Admission {
                 operation: Operation::Connect,
                 retry_after,
             })?;
+        let at_source = state.load;
         let (destination_connection, destination_address) = held.ok_or(Refusal::NoReservation)?;
-        self.room_for_circuit(&source, &destination)?;
-        self.room_for_handshake(&source, &destination)?;
+        self.room_for_circuit(at_source, at_destination)?;
+        self.room_for_handshake(at_source, at_destination)?;
 
         let source = End {
             peer: source,
@@ -115,18 +128,23 @@ impl Admission {
         if self.stopping {
             return Err(Refusal::Stopping);
         }
-        let (source, destination) = (circuit.source.peer, circuit.destination.peer);
-        self.room_for_circuit(&source, &destination)?;
-        self.leave_handshake(&source, &destination);
-        self.established = self.established.saturating_add(1);
-        for peer in [source, destination] {
-            if let Some(state) = self.peers.get_mut(&peer) {
-                state.established = state.established.saturating_add(1);
-            }
-        }
+        let loads = circuit.ends().map(|end| {
+            let state = self.peers.get(&end.peer);
+            state.map_or(Load::default(), |state| state.load)
+        });
+        let [at_source, at_destination] = loads;
+        self.room_for_circuit(at_source, at_destination)?;
         if let Some(circuit) = self.circuits.get_mut(&id) {
             circuit.phase = Phase::Established;
+            for (end, role) in circuit.ends().into_iter().zip(Role::BOTH) {
+                if let Some(state) = self.peers.get_mut(&end.peer) {
+                    state.load.leave(Phase::Handshake, role);
+                    state.load.enter(Phase::Established, role);
+                }
+            }
         }
+        self.handshakes = self.handshakes.saturating_sub(1);
+        self.established = self.established.saturating_add(1);
         Ok(())
     }
 
@@ -141,7 +159,7 @@ impl Admission {
         acl.decide(Operation::Reserve, peer, address)
     }
 
-    fn room_for_circuit(&self, source: &PeerId, destination: &PeerId) -> Result<(), Refusal> {
+    fn room_for_circuit(&self, at_source: Load, at_destination: Load) -> Result<(), Refusal> {
         let resources = &self.policy.settings.resources;
         if self.established >= resources.max_circuits_total {
             return Err(Refusal::CircuitsFull {
@@ -149,35 +167,25 @@ impl Admission {
             });
         }
         let cap = resources.max_circuits;
-        let full = |peer| {
-            self.peers
-                .get(peer)
-                .is_some_and(|state| state.established >= cap)
-        };
-        if full(source) {
+        if at_source.established >= cap {
             return Err(Refusal::SourceFull { cap });
         }
-        if full(destination) {
+        if at_destination.established >= cap {
             return Err(Refusal::DestinationFull { cap });
         }
         Ok(())
     }
 
-    fn room_for_handshake(&self, source: &PeerId, destination: &PeerId) -> Result<(), Refusal> {
+    fn room_for_handshake(&self, at_source: Load, at_destination: Load) -> Result<(), Refusal> {
         let max_buffers = self.policy.settings.resources.max_buffers;
         if self.buffers.held() > max_buffers {
             return Err(Refusal::BuffersFull { cap: max_buffers });
         }
-        let source = self.peers.get(source);
-        let destination = self.peers.get(destination);
         for (has, cap) in [
             (self.handshakes, MAX_HANDSHAKES),
+            (at_source.handshakes_as_source, MAX_HANDSHAKES_OF_SOURCE),
             (
-                source.map_or(0, |peer| peer.handshakes_as_source),
-                MAX_HANDSHAKES_OF_SOURCE,
-            ),
-            (
-                destination.map_or(0, |peer| peer.handshakes_as_destination),
+                at_destination.handshakes_as_destination,
                 MAX_HANDSHAKES_TO_DESTINATION,
             ),
         ] {
@@ -192,13 +200,11 @@ impl Admission {
         let id = CircuitId(self.next_circuit);
         self.next_circuit = self.next_circuit.saturating_add(1);
         self.handshakes = self.handshakes.saturating_add(1);
-        if let Some(state) = self.peers.get_mut(&source.peer) {
-            state.circuits.insert(id);
-            state.handshakes_as_source = state.handshakes_as_source.saturating_add(1);
-        }
-        if let Some(state) = self.peers.get_mut(&destination.peer) {
-            state.circuits.insert(id);
-            state.handshakes_as_destination = state.handshakes_as_destination.saturating_add(1);
+        for (end, role) in [&source, &destination].into_iter().zip(Role::BOTH) {
+            if let Some(state) = self.peers.get_mut(&end.peer) {
+                state.circuits.insert(id);
+                state.load.enter(Phase::Handshake, role);
+            }
         }
         let circuit = Circuit {
             phase: Phase::Handshake,
@@ -209,40 +215,30 @@ impl Admission {
         id
     }
 
-    fn leave_handshake(&mut self, source: &PeerId, destination: &PeerId) {
-        self.handshakes = self.handshakes.saturating_sub(1);
-        if let Some(state) = self.peers.get_mut(source) {
-            state.handshakes_as_source = state.handshakes_as_source.saturating_sub(1);
-        }
-        if let Some(state) = self.peers.get_mut(destination) {
-            state.handshakes_as_destination = state.handshakes_as_destination.saturating_sub(1);
-        }
-    }
-
     /// The one way out: gives back all that the circuit counts for. Once released, an id means nothing any more.
     pub(super) fn release(&mut self, id: CircuitId, now: Instant) {
         let Some(circuit) = self.circuits.remove(&id) else {
             return;
         };
-        let (source, destination) = (circuit.source.peer, circuit.destination.peer);
-        match circuit.phase {
-            Phase::Handshake => self.leave_handshake(&source, &destination),
-            Phase::Established => self.established = self.established.saturating_sub(1),
-        }
-        for peer in [source, destination] {
-            if let Some(state) = self.peers.get_mut(&peer) {
+        let total = match circuit.phase {
+            Phase::Handshake => &mut self.handshakes,
+            Phase::Established => &mut self.established,
+        };
+        *total = total.saturating_sub(1);
+        for (end, role) in circuit.ends().into_iter().zip(Role::BOTH) {
+            if let Some(state) = self.peers.get_mut(&end.peer) {
                 state.circuits.remove(&id);
-                if circuit.phase == Phase::Established {
-                    state.established = state.established.saturating_sub(1);
+                state.load.leave(circuit.phase, role);
+                if state.is_idle() {
+                    self.forget_if_idle(&end.peer, now);
                 }
             }
-            self.forget_if_idle(&peer, now);
         }
     }
 
     /// Drops the state of a peer that is not connected and has no circuit. Its rates are kept until they are full again.
     pub(super) fn forget_if_idle(&mut self, peer: &PeerId, now: Instant) {
-        if self.peers.get(peer).is_some_and(Peer::is_idle)
+        if self.peers.get(peer).is_some_and(|state| state.is_idle())
             && let Some(state) = self.peers.remove(peer)
         {
             let resources = &self.policy.settings.resources;

@@ -4,7 +4,11 @@ use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use ipnet::IpNet;
 
-use super::{CircuitId, ConnectionKey, departed::Pace};
+use super::{
+    CircuitId, ConnectionKey,
+    circuits::{Phase, Role},
+    departed::Pace,
+};
 
 #[derive(Debug)]
 pub(super) struct Peer {
@@ -13,11 +17,37 @@ pub(super) struct Peer {
     pub reservation: Option<Reservation>,
     /// As source and as destination, in any phase.
     pub circuits: BTreeSet<CircuitId>,
-    /// How many of them are established.
+    pub load: Load,
+    pub pace: Pace,
+}
+
+/// What a peer's circuits count for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Load {
+    /// As source and as destination.
     pub established: u32,
     pub handshakes_as_source: u32,
     pub handshakes_as_destination: u32,
-    pub pace: Pace,
+}
+
+impl Load {
+    pub fn enter(&mut self, phase: Phase, role: Role) {
+        let count = self.count(phase, role);
+        *count = count.saturating_add(1);
+    }
+
+    pub fn leave(&mut self, phase: Phase, role: Role) {
+        let count = self.count(phase, role);
+        *count = count.saturating_sub(1);
+    }
+
+    fn count(&mut self, phase: Phase, role: Role) -> &mut u32 {
+        match (phase, role) {
+            (Phase::Established, Role::Source | Role::Destination) => &mut self.established,
+            (Phase::Handshake, Role::Source) => &mut self.handshakes_as_source,
+            (Phase::Handshake, Role::Destination) => &mut self.handshakes_as_destination,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,12 +78,10 @@ pub(super) struct Homeless;
 impl Peer {
     pub fn new(pace: Pace) -> Self {
         Self {
-            connections: Vec::new(),
+            connections: Vec::with_capacity(1),
             reservation: None,
             circuits: BTreeSet::new(),
-            established: 0,
-            handshakes_as_source: 0,
-            handshakes_as_destination: 0,
+            load: Load::default(),
             pace,
         }
     }
