@@ -87,7 +87,7 @@ pub struct Node {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transport {
     pub listen: Vec<Multiaddr>,
-    /// Empty: addresses are learnt.
+    /// Empty: the addresses of the listeners.
     pub announce: Vec<Multiaddr>,
     pub dial_timeout: Duration,
     pub block: Block,

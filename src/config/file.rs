@@ -136,7 +136,7 @@ pub struct TransportFile {
     pub listen: Vec<ListenAddress>,
 
     /// Addresses under which others reach this node, if they differ from those it listens on: behind a port
-    /// forwarding or a load balancer, or by name. They go into `identify` and into every reservation. Empty: learnt.
+    /// forwarding or a load balancer, or by name. They go into `identify` and into every reservation. Empty: those it listens on.
     ///
     /// Example: `announce = ["/dns4/hub.example.org/tcp/4501"]`.
     #[validate(length(max = 64))]
