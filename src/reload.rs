@@ -439,11 +439,17 @@ impl Engine {
     }
 
     /// Fills in what is in force now, and books the attempt.
-    fn close(&mut self, mut acknowledgement: Acknowledgement, began: Instant) -> Acknowledgement {
+    fn close(&mut self, acknowledgement: Acknowledgement, began: Instant) -> Acknowledgement {
+        let acknowledgement = self.complete(acknowledgement, began);
+        self.account.settle(&acknowledgement, &self.looked);
+        acknowledgement
+    }
+
+    /// Fills in what is in force now.
+    fn complete(&self, mut acknowledgement: Acknowledgement, began: Instant) -> Acknowledgement {
         acknowledgement.generation = self.generation();
         acknowledgement.applied_sha256 = self.applied.file.hash.to_string();
         acknowledgement.took_ms = began.elapsed().as_secs_f64() * 1000.0;
-        self.account.settle(&acknowledgement, &self.looked);
         acknowledgement
     }
 

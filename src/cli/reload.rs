@@ -19,7 +19,7 @@ const TELLING: Duration = Duration::from_secs(10);
 ///   3  rolled back
 ///   4  refused: a change costs more than `reload.max_impact` permits, or needs a restart
 ///   5  no verdict in time
-/// Without --wait it is 0 as soon as the node has been told.
+/// Without --wait it is 0 as soon as the node has been told; --confirm and --rollback always wait.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Args {
@@ -52,7 +52,8 @@ pub(super) async fn run(args: Args) -> ExitCode {
         (.., true) => Order::Rollback,
         (false, false, false) => Order::Read,
     };
-    let waits = args.wait || args.json;
+    // Whoever decides about a change has to know whether it still waited.
+    let waits = args.wait || args.json || matches!(order, Order::Confirm | Order::Rollback);
     let deadline = if waits {
         Duration::from_secs(args.timeout)
     } else {

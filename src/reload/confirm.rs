@@ -44,14 +44,20 @@ impl Unconfirmed {
 }
 
 impl Engine {
+    /// Keeps the change that waits. This is no attempt at the file: what the last one came to stays in `status` and metrics.
     pub(super) fn confirm(&mut self) -> Acknowledgement {
         let began = now();
         let mut acknowledgement = self.acknowledge(Trigger::Command, &self.looked);
         match self.unconfirmed.take() {
             Some(_) => tracing::info!(generation = self.generation().0, "config confirmed"),
+            None if self.standing == Standing::RolledBack => {
+                acknowledgement.outcome = Outcome::RolledBack;
+                acknowledgement.cause =
+                    Some("the change was undone before it was confirmed".to_owned());
+            }
             None => acknowledgement.cause = Some("no change waits for a confirmation".to_owned()),
         }
-        self.close(acknowledgement, began)
+        self.complete(acknowledgement, began)
     }
 
     /// Goes back to what was in force before the unconfirmed changes, or else before the last one.
@@ -68,7 +74,7 @@ impl Engine {
             acknowledgement.outcome = Outcome::Failed;
             acknowledgement.cause =
                 Some("nothing was in force before; there is nothing to go back to".to_owned());
-            return self.close(acknowledgement, began);
+            return self.complete(acknowledgement, began);
         };
         let plan = Plan::between(&self.applied.config, &target.config);
         acknowledgement.class = plan.class();

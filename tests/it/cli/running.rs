@@ -125,6 +125,44 @@ async fn a_plan_against_a_running_node_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_confirmation_that_comes_too_late_says_so_without_being_told_to_wait() {
+    let node = Running::with("").await;
+    let shown = node.ask(&["reload", "--confirm"]).await;
+    assert_eq!((shown.code, shown.err.as_str()), (0, ""));
+    assert!(
+        shown.out.contains("no change waits for a confirmation"),
+        "{}",
+        shown.out
+    );
+
+    node.write("confirm = \"5m\"\n");
+    assert_eq!(node.ask(&["reload", "--wait"]).await.code, 0);
+    assert_eq!(node.ask(&["reload", "--rollback"]).await.code, 0);
+    let shown = node.ask(&["reload", "--confirm"]).await;
+    assert_eq!(shown.code, 3, "{}", shown.out);
+    assert!(
+        shown.out.contains("undone before it was confirmed"),
+        "{}",
+        shown.out
+    );
+}
+
+#[tokio::test]
+async fn a_confirmation_and_an_empty_rollback_leave_the_last_attempt_in_the_status() {
+    let node = Running::with("").await;
+    node.write("[relay.resources]\nmax_circuit = 16\n");
+    assert_eq!(node.ask(&["reload", "--wait"]).await.code, 1);
+    let before = node.status().await;
+    assert_eq!(node.ask(&["reload", "--rollback"]).await.code, 1);
+    assert_eq!(node.ask(&["reload", "--confirm"]).await.code, 0);
+    let after = node.status().await;
+    assert_eq!(after.last_attempt, before.last_attempt);
+    assert_eq!(after.reloads, before.reloads);
+    let shown = node.ask(&["status"]).await;
+    assert!(shown.out.contains("EV0101"), "{}", shown.out);
+}
+
+#[tokio::test]
 async fn a_hangup_reads_the_file_again() {
     let node = Running::with("").await;
     node.write("[relay.resources]\nmax_circuits = 16\n");
