@@ -106,7 +106,11 @@ fn code(order: Order, outcome: Outcome) -> ExitCode {
 fn lines(verdict: &Acknowledgement, paint: Paint) -> String {
     let generation = verdict.generation;
     let took = took(verdict.took_ms);
-    let hash = short_hash(&verdict.sha256);
+    let hash = match short_hash(&verdict.sha256) {
+        // There was nothing to read.
+        "" => String::new(),
+        hash => format!(" (sha256 {hash}…)"),
+    };
     let keeps = format!(
         "generation {generation} ({}) stays in force",
         short_hash(&verdict.applied_sha256)
@@ -114,7 +118,7 @@ fn lines(verdict: &Acknowledgement, paint: Paint) -> String {
     let head = match verdict.outcome {
         Outcome::Applied => {
             let mut head = format!(
-                "{} generation {generation} in {took} (sha256 {hash}…): {}",
+                "{} generation {generation} in {took}{hash}: {}",
                 paint.good("applied"),
                 count(verdict.changes.len() as u64, "change")
             );
@@ -135,9 +139,9 @@ fn lines(verdict: &Acknowledgement, paint: Paint) -> String {
             head
         }
         Outcome::Unchanged => format!("{}: {keeps}", paint.good("unchanged")),
-        Outcome::Rejected => format!("{} (sha256 {hash}…): {keeps}", paint.bad("rejected")),
-        Outcome::Refused => format!("{} (sha256 {hash}…): {keeps}", paint.bad("refused")),
-        Outcome::Failed => format!("{} (sha256 {hash}…): {keeps}", paint.bad("failed")),
+        Outcome::Rejected => format!("{}{hash}: {keeps}", paint.bad("rejected")),
+        Outcome::Refused => format!("{}{hash}: {keeps}", paint.bad("refused")),
+        Outcome::Failed => format!("{}{hash}: {keeps}", paint.bad("failed")),
         Outcome::RolledBack => format!("{}: {keeps}", paint.warn("rolled back")),
     };
     head + "\n" + &explained(verdict, paint)

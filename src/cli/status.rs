@@ -169,7 +169,12 @@ pub(super) fn explained(attempt: &Acknowledgement, paint: Paint) -> String {
         "" => String::new(),
         shown => format!("\n{shown}\n"),
     };
-    if let Some(cause) = &attempt.cause {
+    if let Some(cause) = &attempt.cause
+        && !attempt
+            .diagnostics
+            .iter()
+            .any(|finding| finding.message == *cause)
+    {
         text.push_str(&format!("{cause}\n"));
     }
     if attempt.diagnostics.is_empty() && !attempt.refused_keys.is_empty() {

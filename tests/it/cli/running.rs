@@ -163,6 +163,33 @@ async fn a_confirmation_and_an_empty_rollback_leave_the_last_attempt_in_the_stat
 }
 
 #[tokio::test]
+async fn a_verdict_gives_its_reason_once_and_no_hash_of_what_could_not_be_read() {
+    let node = Running::with("").await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    node.write(&format!("[api]\nmetrics = \"{address}\"\n"));
+    let shown = node.ask(&["reload", "--wait"]).await;
+    assert_eq!(
+        shown.out.matches("cannot listen on").count(),
+        1,
+        "{}",
+        shown.out
+    );
+
+    fs::remove_file(node.home.path().join("e.toml")).unwrap();
+    let socket = node.home.path().join("run/api.sock");
+    let shown = node
+        .ask_plainly(&["reload", "--wait", "--socket", &socket.to_string_lossy()])
+        .await;
+    assert!(
+        shown.out.starts_with("rejected: generation 1 "),
+        "{}{}",
+        shown.out,
+        shown.err
+    );
+}
+
+#[tokio::test]
 async fn a_hangup_reads_the_file_again() {
     let node = Running::with("").await;
     node.write("[relay.resources]\nmax_circuits = 16\n");
