@@ -24,7 +24,6 @@ mod circuits;
 mod deadlines;
 mod departed;
 mod effect;
-#[cfg(test)]
 mod harness;
 mod peer;
 mod reservations;

@@ -171,7 +171,7 @@ impl SourceFile {
     fn code(&self) -> impl Iterator<Item = (usize, &str)> {
         self.text
             .lines()
-            .take_while(|line| !line.starts_with("#[cfg(test)]"))
+            .take_while(|line| !line.starts_with("#[cfg(test)]") && *line != "#![cfg(test)]")
             .enumerate()
             .map(|(at, line)| (at + 1, line.split("//").next().unwrap_or("")))
     }

@@ -1,4 +1,5 @@
 //! A relay without a network, for the tests of this module.
+#![cfg(test)]
 #![allow(clippy::disallowed_methods)] // Tests start their own clock.
 
 use std::{
