@@ -2,7 +2,7 @@
 //!
 //! Each server runs in a process of its own; this process is the load. Rounds alternate, so that a busy moment of the
 //! machine meets both; figures are medians of the rounds, and what counts is their ratio. Arguments after `--`: `rounds=N`
-//! (5), `only=ours`, `only=upstream`, `only=reload`.
+//! (5), `only=ours`, `only=upstream`, `only=reload`, `part=held`, `part=carried`.
 
 #![allow(clippy::disallowed_methods, reason = "a measurement is the edge")]
 
@@ -13,7 +13,7 @@ mod server;
 
 use std::io;
 
-use measure::Round;
+use measure::{Part, Round};
 use server::Kind;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,11 +32,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .find_map(|argument| argument.strip_prefix(key)?.strip_prefix('='))
     };
     let rounds = value_of("rounds").unwrap_or("5").parse()?;
-    runtime.block_on(compare(rounds, value_of("only")))?;
+    let part = match value_of("part") {
+        None => Part::All,
+        Some("held") => Part::Held,
+        Some("carried") => Part::Carried,
+        Some(other) => return Err(format!("no part {other}").into()),
+    };
+    runtime.block_on(compare(rounds, value_of("only"), part))?;
     Ok(())
 }
 
-async fn compare(rounds: usize, only: Option<&str>) -> io::Result<()> {
+async fn compare(rounds: usize, only: Option<&str>, part: Part) -> io::Result<()> {
     let (mut ours, mut upstream) = (Vec::new(), Vec::new());
     for number in 1..=rounds {
         for (kind, name, results) in [
@@ -44,14 +50,14 @@ async fn compare(rounds: usize, only: Option<&str>) -> io::Result<()> {
             (Kind::Ours, "ours", &mut ours),
         ] {
             if only.is_none_or(|only| only == name) {
-                let round = measure::round(kind).await?;
+                let round = measure::round(kind, part).await?;
                 eprintln!("round {number}, {name}: {round:.4?}");
                 results.push(round);
             }
         }
     }
     print_comparison(&ours, &upstream);
-    if only.is_none_or(|only| only == "ours" || only == "reload") {
+    if only.is_none_or(|only| only == "reload") && part == Part::All {
         print_reload().await?;
     }
     Ok(())

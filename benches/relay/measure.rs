@@ -48,9 +48,17 @@ pub struct Round {
     pub many_circuits: Rate,
 }
 
-pub async fn round(kind: Kind) -> io::Result<Round> {
+/// What a round is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    All,
+    Held,
+    Carried,
+}
+
+pub async fn round(kind: Kind, part: Part) -> io::Result<Round> {
     let mut round = Round::default();
-    {
+    if part != Part::Carried {
         let server = Server::start(kind)?;
         let before = server.resident()?;
         let held;
@@ -58,10 +66,12 @@ pub async fn round(kind: Kind) -> io::Result<Round> {
         round.resident_each = server.resident()?.saturating_sub(before) as f64 / HELD as f64;
         round.renewals = renewals(&server, held).await?;
     }
-    let server = Server::start(kind)?;
-    round.circuits = circuits(&server).await?;
-    round.one_circuit = throughput(&server, 1).await?;
-    round.many_circuits = throughput(&server, 64).await?;
+    if part != Part::Held {
+        let server = Server::start(kind)?;
+        round.circuits = circuits(&server).await?;
+        round.one_circuit = throughput(&server, 1).await?;
+        round.many_circuits = throughput(&server, 64).await?;
+    }
     Ok(round)
 }
 
