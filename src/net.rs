@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use crate::config::Snapshot;
 
 mod behaviour;
+mod boxed;
 mod driver;
 mod gate;
 pub mod identity;

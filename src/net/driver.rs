@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     behaviour::{Behaviour, BehaviourEvent, connection_limits},
+    boxed::Boxed,
     relay, transport,
 };
 use listeners::Listeners;
@@ -114,7 +115,7 @@ pub fn start(
     live: watch::Receiver<Arc<Snapshot>>,
 ) -> Result<Handle, StartError> {
     let (connections, relay_client) = transport::build(keypair, &live)?;
-    let behaviour = Behaviour::new(keypair, relay_client, live.clone());
+    let behaviour = Boxed(Behaviour::new(keypair, relay_client, live.clone()));
     let local_peer = keypair.public().to_peer_id();
     let config = swarm::Config::with_tokio_executor()
         .with_smart_dial()
@@ -211,7 +212,7 @@ impl Handle {
 }
 
 struct Driver {
-    swarm: Swarm<Behaviour>,
+    swarm: Swarm<Boxed<Behaviour>>,
     live: watch::Receiver<Arc<Snapshot>>,
     announced: BTreeSet<Multiaddr>,
     listeners: Listeners,
