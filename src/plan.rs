@@ -109,6 +109,9 @@ pub struct Change {
     /// Absent: the key is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new: Option<Value>,
+    /// What sets the new value: `edgevpn.toml:31`, `env NAME` or `default`. Absent with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
     /// For keys that hold many: what is new among them.
     #[serde(default, skip_serializing_if = "Entries::is_empty")]
     pub added: Entries,
@@ -126,6 +129,7 @@ impl Change {
             class,
             old: None,
             new: None,
+            origin: None,
             added: Entries::default(),
             removed: Entries::default(),
             effect: None,
@@ -145,6 +149,7 @@ impl Change {
             Entries::listing(left.iter().filter(|(item, _)| !joined.contains_key(*item)));
         change.old = old.cloned();
         change.new = new.cloned();
+        change.origin = is.map(|effective| effective.origin.to_string());
         Some(change)
     }
 }

@@ -207,6 +207,16 @@ impl Diagnostic {
         })
     }
 
+    /// A line of the file as a whole, or the file if none can be named.
+    pub fn in_line(self, file: impl Into<String>, line: Option<u32>) -> Self {
+        let mut diagnostic = self.in_file(file);
+        if let (Some(location), Some(line)) = (&mut diagnostic.location, line) {
+            location.line = line;
+            location.column = 1;
+        }
+        diagnostic
+    }
+
     pub fn related(mut self, location: Location) -> Self {
         self.related.push(location);
         self

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     config::{Checked, Config, Diagnostic},
-    net::ListenError,
+    net::{ListenError, identity::KeyFileError},
     node::{self, Node},
     plan::{Acknowledgement, Outcome, Plan, Trigger},
     telemetry::Log,
@@ -69,7 +69,13 @@ impl StartFailure {
         const CONFIGURATION: u8 = 78;
         match self {
             StartFailure::Invalid(_) | StartFailure::NothingGood(_) => CONFIGURATION,
-            StartFailure::Node(node::StartError::Key(_)) => CONFIGURATION,
+            // A key that cannot be used is the operator's; one that the disk does not give or take may be there next time.
+            StartFailure::Node(node::StartError::Key(
+                KeyFileError::TooOpen { .. }
+                | KeyFileError::ForeignOwner { .. }
+                | KeyFileError::NotAKey { .. }
+                | KeyFileError::NotAFile { .. },
+            )) => CONFIGURATION,
             StartFailure::Node(error) if is_forbidden(error) => NO_PERMISSION,
             StartFailure::Prepare(node::PrepareError::Listen(ListenError::Privileged {
                 ..

@@ -2,7 +2,8 @@
 
 use super::{Applied, Guard, Judged, Sight, account, guard, sight::Fingerprint};
 use crate::{
-    config::{Class, Code, Diagnostic},
+    config::{Class, Code, Config, Diagnostic},
+    id::Origin,
     node::PrepareError,
     plan::{Plan, Trigger},
 };
@@ -71,8 +72,10 @@ impl Verdict {
                     .map(Obstacle::HalfWritten)
             }
         };
-        let obstacle =
-            suspicious().or_else(|| too_costly(name, &plan, applied.config.reload.max_impact));
+        let obstacle = suspicious().or_else(|| {
+            let max_impact = applied.config.reload.max_impact;
+            too_costly(name, &plan, &candidate.config, max_impact)
+        });
         Verdict::Changes(Box::new(Changes {
             plan,
             candidate,
@@ -99,12 +102,12 @@ fn half_written_list(path: &Path) -> Diagnostic {
     .help("write a comment into a list that is meant to be empty, or run: edgevpn reload --force")
 }
 
-fn too_costly(name: &str, plan: &Plan, max_impact: Class) -> Option<Obstacle> {
+fn too_costly(name: &str, plan: &Plan, new: &Config, max_impact: Class) -> Option<Obstacle> {
     let restart = plan.keys_above(Class::Rejoin);
     if !restart.is_empty() {
         let message = format!("{} cannot change while the node runs", restart.join(", "));
         let finding = Diagnostic::new(Code::NeedsRestart, message)
-            .in_file(name)
+            .in_line(name, line_of(&restart, new))
             .help("set the old value again, or restart the node with this file");
         return Some(Obstacle::TooCostly {
             keys: restart,
@@ -120,11 +123,22 @@ fn too_costly(name: &str, plan: &Plan, max_impact: Class) -> Option<Obstacle> {
         keys.join(", ")
     );
     let finding = Diagnostic::new(Code::AboveMaxImpact, message)
-        .in_file(name)
+        .in_line(name, line_of(&keys, new))
         .help(
             "raise `reload.max_impact` in a change of its own, or restart the node with this file",
         );
     Some(Obstacle::TooCostly { keys, finding })
+}
+
+/// The first line that sets one of `keys`; `None` if they are left out of the file, which is what changed then.
+fn line_of(keys: &[String], new: &Config) -> Option<u32> {
+    let lines = keys
+        .iter()
+        .filter_map(|key| match &new.keys.get(key)?.origin {
+            Origin::File { line, .. } => Some(*line),
+            Origin::Env(_) | Origin::Default => None,
+        });
+    lines.min()
 }
 
 /// The finding about a valid file that this machine cannot carry out.

@@ -589,6 +589,7 @@ fn changes() -> Vec<Change> {
         class,
         old: None,
         new: None,
+        origin: None,
         added: Entries::default(),
         removed: Entries::default(),
         effect: effect.map(str::to_owned),

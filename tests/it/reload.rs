@@ -156,6 +156,8 @@ fn what_needs_a_restart_refuses_the_whole_change() {
         verdict["changes"][0]["old"], 1,
         "compared with what is applied: {verdict:#}"
     );
+    let origin = verdict["changes"][0]["origin"].as_str().expect("an origin");
+    assert!(origin.starts_with("edgevpn.toml:"), "{origin}");
 }
 
 #[test]
@@ -169,6 +171,15 @@ fn what_costs_more_than_max_impact_refuses_the_whole_change() {
     assert_eq!(verdict["outcome"], "refused", "{verdict:#}");
     assert_eq!(verdict["refused_keys"], json!(["transport.listen"]));
     assert_eq!(codes(&verdict), ["EV0801"]);
+    let line = rebind("")
+        .lines()
+        .position(|line| line.contains("listen = [\""))
+        .expect("a line")
+        + 1;
+    assert_eq!(
+        verdict["diagnostics"][0]["location"]["line"], line,
+        "{verdict:#}"
+    );
     // Not by a file that raises the bound for itself either.
     write(&node, rebind(""));
     assert_eq!(reload(&node, "read")["outcome"], "refused");
