@@ -1,6 +1,6 @@
 //! List files: one peer id, IP address or CIDR a line, `#` starts a comment.
 //!
-//! What is on a line that is no entry is never shown: the file may be anything.
+//! A line that is no entry is shown only where it begins like one: the file may be anything.
 
 use std::sync::Arc;
 
@@ -78,16 +78,26 @@ impl List<'_> {
             .iter()
             .take_while(|byte| byte.is_ascii_whitespace())
             .count();
-        Diagnostic::new(Code::ListEntry, format!("this line is no entry: {fault}"))
-            .at(Location {
-                file: self.file.to_string(),
-                line: number,
-                column: u32::try_from(indent).unwrap_or(u32::MAX).saturating_add(1),
-                start: 0,
-                end: 0,
-                label: String::new(),
-                excerpt: None,
-            })
+        let shown = word(&self.file, self.bytes, number, line, indent).filter(is_meant_as_entry);
+        let place = shown.map(|shown| Location {
+            label: fault.clone(),
+            ..shown
+        });
+        let nothing_shown = || Location {
+            file: self.file.to_string(),
+            line: number,
+            column: u32::try_from(indent).unwrap_or(u32::MAX).saturating_add(1),
+            start: 0,
+            end: 0,
+            label: String::new(),
+            excerpt: None,
+        };
+        let message = match &place {
+            Some(_) => "this line is no entry".to_owned(),
+            None => format!("this line is no entry: {fault}"),
+        };
+        Diagnostic::new(Code::ListEntry, message)
+            .at(place.unwrap_or_else(nothing_shown))
             .expected("a peer id, an IP address or a CIDR; # starts a comment")
             .help("correct the line, or begin it with #")
     }
@@ -97,6 +107,11 @@ impl List<'_> {
 pub fn place(file: &str, bytes: &[u8], number: u32) -> Option<Location> {
     let (_, line) = lines(bytes).nth((number as usize).checked_sub(1)?)?;
     let (column, _) = entry(line).ok()??;
+    word(file, bytes, number, line, column)
+}
+
+/// The place of the word that begins at `column` of a line of `bytes`, with that word as its excerpt.
+fn word(file: &str, bytes: &[u8], number: u32, line: &[u8], column: usize) -> Option<Location> {
     let indent = std::str::from_utf8(line.get(..column)?).ok()?;
     let end = line
         .iter()
@@ -117,6 +132,24 @@ pub fn place(file: &str, bytes: &[u8], number: u32) -> Option<Location> {
             offset: start,
         }),
     })
+}
+
+/// Whether the word of this place can only be a peer id, an address or a CIDR that went wrong. A password file, a key or a
+/// token named by mistake does not begin like that, and its lines stay out of terminals and logs.
+fn is_meant_as_entry(place: &Location) -> bool {
+    const PEER_IDS: [&str; 6] = ["12D3KooW", "Qm", "16Uiu2HA", "bafz", "k51", "k2k4"];
+    const LONGEST: usize = 80;
+    let Some(excerpt) = &place.excerpt else {
+        return false;
+    };
+    let word = excerpt.text.trim_ascii_start();
+    let like_a_peer = PEER_IDS.iter().any(|start| word.starts_with(start))
+        && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let like_an_address = word.contains(['.', ':'])
+        && word
+            .bytes()
+            .all(|byte| byte.is_ascii_hexdigit() || b".:/".contains(&byte));
+    word.len() <= LONGEST && (like_a_peer || like_an_address)
 }
 
 fn lines(bytes: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
@@ -189,6 +222,16 @@ mod tests {
             .collect();
         assert_eq!(lines, [Some(1), Some(2), Some(4)]);
         assert!(!format!("{found:?}").contains("secret"));
+    }
+
+    #[test]
+    fn a_mistyped_entry_is_shown_without_its_comment() {
+        let (_, found) = read(b"12D3KooWbroken # jump host\n10.0.0.0/33\n");
+        let shown: Vec<_> = found
+            .iter()
+            .filter_map(|found| Some(&found.location.as_ref()?.excerpt.as_ref()?.text))
+            .collect();
+        assert_eq!(shown, ["12D3KooWbroken", "10.0.0.0/33"]);
     }
 
     #[test]
