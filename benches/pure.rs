@@ -36,7 +36,16 @@ const MAX_OPERATION: Duration = Duration::from_micros(2);
 
 fn main() -> ExitCode {
     let mut verdict = Verdict::default();
-    println!("access decision");
+    println!("this machine");
+    for mebibytes in [1, 64] {
+        let read = random_read(mebibytes << 20).median();
+        verdict.line(
+            &format!("one random read of {mebibytes} MiB"),
+            format!("{read:.1?}"),
+            None,
+        );
+    }
+    println!("\naccess decision");
     for (count, mix) in [
         (1_000, Mix::Peers),
         (MILLION, Mix::Peers),
@@ -56,6 +65,16 @@ fn main() -> ExitCode {
         println!("\n{} targets are missed", verdict.missed);
         ExitCode::FAILURE
     }
+}
+
+/// Reads of which each needs the one before: what a decision cannot do without once its table leaves the cache.
+fn random_read(bytes: usize) -> Blocks {
+    let lines = vec![[1_u64; 8]; bytes / 64];
+    let mut last = 0;
+    Blocks::time(&(0..u64::from(MILLION)).collect::<Vec<_>>(), |at| {
+        let line = shuffle(last ^ at) % lines.len() as u64;
+        last = black_box(lines[line as usize][0] + line);
+    })
 }
 
 #[derive(Clone, Copy, Debug)]
