@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::id::{Origin, PeerId};
+use crate::id::{Origin, PeerId, UnixTime};
 use ipnet::IpNet;
 
 mod entries;
@@ -259,6 +259,46 @@ impl fmt::Display for Operation {
 pub enum Audience {
     Listed,
     Anyone,
+}
+
+/// What a peer is to the network at this moment, beside what the file says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Standing {
+    /// Has a valid, live heartbeat in the ledger.
+    Member,
+    /// Not a member, and the bootstrap window is open.
+    Guest,
+    Stranger,
+}
+
+/// Who is a member: one immutable view, published anew whenever the ledger changes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// Live members without this node itself, each with the time of its heartbeat.
+    pub members: HashMap<PeerId, UnixTime>,
+    /// Members whose heartbeat was withdrawn by a tombstone: their reservations end, where a member that merely went
+    /// silent keeps what it holds.
+    pub withdrawn: HashSet<PeerId>,
+    /// Whether strangers are admitted because no member is known yet.
+    pub window: Window,
+}
+
+/// `acl.bootstrap` at work. Once closed it stays closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Window {
+    Open,
+    #[default]
+    Closed,
+}
+
+impl Membership {
+    pub fn standing(&self, peer: &PeerId) -> Standing {
+        match self.window {
+            _ if self.members.contains_key(peer) => Standing::Member,
+            Window::Open => Standing::Guest,
+            Window::Closed => Standing::Stranger,
+        }
+    }
 }
 
 /// `[acl] mode`.

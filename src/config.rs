@@ -22,7 +22,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     acl::{Acl, Action, Audience, Entries, Mode, Rules},
     id::{Generation, Origin, PeerId},
+    ledger::Ownership,
     relay::{self, Limit},
+    wire::Token,
 };
 
 mod check;
@@ -59,6 +61,11 @@ pub struct Config {
     pub relay: relay::Settings,
     pub acl: Arc<Acl>,
     pub access: Access,
+    /// `None`: this node is in no network; there is no gossip, no ledger and there are no members.
+    pub network: Option<Network>,
+    pub discovery: Discovery,
+    pub ledger: Ledger,
+    pub relay_client: RelayClient,
     pub limits: Limits,
     pub api: Api,
     pub log: Log,
@@ -90,6 +97,10 @@ pub struct Transport {
     /// Empty: the addresses of the listeners.
     pub announce: Vec<Multiaddr>,
     pub dial_timeout: Duration,
+    /// UPnP.
+    pub port_mapping: bool,
+    /// DCUtR.
+    pub hole_punch: bool,
     pub block: Block,
 }
 
@@ -111,8 +122,10 @@ pub struct Peer {
 /// The files behind `acl`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// Slowest re-read of list files.
+    /// Slowest re-read of members and list files.
     pub refresh: Duration,
+    /// With `reserve = "members"`: how long strangers are admitted before a member is known.
+    pub bootstrap: Duration,
     pub lists: Vec<AccessList>,
 }
 
@@ -124,6 +137,47 @@ pub struct AccessList {
     pub path: PathBuf,
     /// How long its last content may stand in for a file that cannot be read.
     pub max_stale: Duration,
+}
+
+/// `[network]`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Network {
+    pub token: Arc<Token>,
+    /// Read and announced in as well, while a rotation is under way.
+    pub accepted: Vec<Arc<Token>>,
+}
+
+/// `[discovery]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovery {
+    /// Empty: those of the public IPFS network.
+    pub bootstrap_peers: Vec<Peer>,
+    pub mdns: bool,
+    pub dht: bool,
+    pub dht_interval: Duration,
+}
+
+/// `[ledger]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ledger {
+    pub ownership: Ownership,
+    pub heartbeat: Duration,
+    /// Per author, all buckets together.
+    pub quota_entries: u32,
+    /// Bytes, likewise.
+    pub quota_bytes: u64,
+    pub ownership_ttl: Duration,
+    pub announce_interval: Duration,
+    pub sync_interval: Duration,
+}
+
+/// `relay.client`, `relay.peers` and `relay.static_only`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayClient {
+    pub enabled: bool,
+    /// Static relays.
+    pub peers: Vec<Peer>,
+    pub static_only: bool,
 }
 
 /// `[limits]`.
@@ -238,6 +292,8 @@ impl Config {
                 listen: Vec::new(),
                 announce: Vec::new(),
                 dial_timeout: Duration::from_secs(15),
+                port_mapping: false,
+                hole_punch: false,
                 block: Block::default(),
             },
             peers: Vec::new(),
@@ -263,7 +319,29 @@ impl Config {
             acl: Arc::new(Acl::compile(rules)),
             access: Access {
                 refresh: Duration::from_secs(30),
+                bootstrap: Duration::ZERO,
                 lists: Vec::new(),
+            },
+            network: None,
+            discovery: Discovery {
+                bootstrap_peers: Vec::new(),
+                mdns: false,
+                dht: false,
+                dht_interval: Duration::from_secs(180),
+            },
+            ledger: Ledger {
+                ownership: Ownership::Enforce,
+                heartbeat: Duration::from_secs(120),
+                quota_entries: 256,
+                quota_bytes: 64 * 1024,
+                ownership_ttl: Duration::from_secs(480),
+                announce_interval: Duration::from_secs(10),
+                sync_interval: Duration::from_secs(10),
+            },
+            relay_client: RelayClient {
+                enabled: false,
+                peers: Vec::new(),
+                static_only: false,
             },
             limits: Limits {
                 connections: 0,
@@ -309,6 +387,15 @@ impl Keys {
             .values()
             .filter(|effective| matches!(effective.origin, Origin::File { .. }))
             .count()
+    }
+}
+
+impl std::fmt::Debug for Network {
+    /// Without the secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network")
+            .field("accepted", &self.accepted.len())
+            .finish_non_exhaustive()
     }
 }
 

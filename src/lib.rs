@@ -18,6 +18,8 @@
 //! config    text → Config, or all diagnostics at once; the schema comes from the same types
 //! relay     circuit v2 as decisions: who is admitted, how much of it, what a new policy ends
 //! acl       the access decision
+//! ledger    the shared ledger: merge rules, own entries, who is alive, what to tell whom
+//! wire      the EdgeVPN wire format: tokens, derived values, sealed messages, blocks, entries
 //! id        peers, generations, origins
 //! ```
 //!
@@ -67,6 +69,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod id;
+pub mod ledger;
 pub mod net;
 pub mod node;
 pub mod plan;
@@ -74,3 +77,4 @@ pub mod relay;
 pub mod reload;
 pub mod task;
 pub mod telemetry;
+pub mod wire;

@@ -213,6 +213,8 @@ fn assemble(file: &File, place: Place, directory: &Path) -> Config {
                 .map(|address| address.0.clone())
                 .collect(),
             dial_timeout: file.transport.dial_timeout.0,
+            port_mapping: false,
+            hole_punch: false,
             block: block(&file.transport.block),
         },
         peers: file
@@ -230,6 +232,7 @@ fn assemble(file: &File, place: Place, directory: &Path) -> Config {
         relay: relay_settings(&file.relay),
         access: Access {
             refresh: file.acl.refresh.0,
+            bootstrap: std::time::Duration::ZERO,
             lists: file
                 .acl
                 .list

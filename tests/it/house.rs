@@ -16,7 +16,7 @@ const FLOORS: &[&[&str]] = &[
     &["net", "task", "telemetry", "api"],
     &["plan"],
     &["config"],
-    &["relay", "acl"],
+    &["relay", "acl", "ledger", "wire"],
     &["id"],
 ];
 
@@ -27,6 +27,7 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("net", "telemetry"),
     ("api", "telemetry"),
     ("relay", "acl"),
+    ("ledger", "wire"),
 ];
 
 /// From this row on everything is pure.
