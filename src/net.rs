@@ -12,12 +12,14 @@ mod behaviour;
 mod boxed;
 mod driver;
 mod gate;
+pub mod heard;
 pub mod identity;
 mod peers;
 pub mod relay;
 mod transport;
 
 pub use driver::{Handle, ListenError, NetReport, StartError, start};
+pub use heard::Heard;
 
 /// Ready once at first and then once for each new snapshot; several at once count as one.
 pub(crate) type Changes = BoxStream<'static, ()>;

@@ -10,6 +10,7 @@ use libp2p::Multiaddr;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
+    acl::Membership,
     api,
     config::{Config, Snapshot},
     id::{Generation, Origin, PeerId},
@@ -23,6 +24,7 @@ use crate::{
 };
 
 mod effect;
+mod sync;
 
 /// Everything that can fail before a commit is done within this, or the attempt fails. Binding takes milliseconds; what
 /// takes longer is a disk or a resolver that hangs, and the operator should hear of it.
@@ -41,6 +43,7 @@ pub struct Node {
     log: Log,
     /// The key file, if this start has made it.
     new_key: Option<PathBuf>,
+    _ledger: task::Task,
     _state: StateLock,
 }
 
@@ -129,8 +132,11 @@ impl Node {
             config: Arc::new(Config::empty()),
         };
         let (publish, live) = watch::channel(Arc::new(nothing));
+        let (members, membership) = watch::channel(Arc::<Membership>::default());
+        let (net, heard) = net::start(&identity.keypair, live, membership)?;
         Ok(Node {
-            net: net::start(&identity.keypair, live)?,
+            net,
+            _ledger: sync::start(heard, members),
             publish,
             listeners: Vec::new(),
             api: Served::default(),

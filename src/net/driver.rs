@@ -20,11 +20,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     behaviour::{Behaviour, BehaviourEvent, connection_limits},
     boxed::Boxed,
+    heard::{Ears, Heard},
     relay, transport,
 };
 use listeners::Listeners;
 
 use crate::{
+    acl::Membership,
     config::{Config, Snapshot},
     id::Generation,
     plan::Settled,
@@ -48,6 +50,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Handle {
     pub local_peer: PeerId,
     commands: mpsc::Sender<Command>,
+    membership: watch::Receiver<Arc<Membership>>,
     settled: watch::Receiver<(Generation, Settled)>,
     _driver: Arc<Task>,
 }
@@ -61,6 +64,8 @@ pub struct NetReport {
     pub peers: BTreeSet<PeerId>,
     /// Connections refused by `[limits]` or `transport.block` since the start.
     pub refused: u64,
+    /// What peers said and the ledger was too busy to hear, since the start.
+    pub missed: u64,
     pub relay: Report,
 }
 
@@ -109,11 +114,13 @@ enum Command {
     Idle(oneshot::Sender<()>),
 }
 
-/// Starts the swarm without listeners. Everything else it needs follows from the snapshots in `live`.
+/// Starts the swarm without listeners. Everything else it needs follows from the snapshots in `live` and from who is a
+/// member. What peers say about the ledger comes out of the receiver.
 pub fn start(
     keypair: &Keypair,
     live: watch::Receiver<Arc<Snapshot>>,
-) -> Result<Handle, StartError> {
+    membership: watch::Receiver<Arc<Membership>>,
+) -> Result<(Handle, mpsc::Receiver<Heard>), StartError> {
     let (connections, relay_client) = transport::build(keypair, &live)?;
     let behaviour = Boxed(Behaviour::new(keypair, relay_client, live.clone()));
     let local_peer = keypair.public().to_peer_id();
@@ -122,6 +129,7 @@ pub fn start(
         .with_idle_connection_timeout(IDLE_TIMEOUT);
     let (commands, received) = mpsc::channel(COMMANDS);
     let (settling, settled) = watch::channel((Generation::default(), Settled::default()));
+    let (ears, heard) = Ears::new();
     let driver = Driver {
         swarm: Swarm::new(connections, behaviour, local_peer, config),
         live,
@@ -129,16 +137,19 @@ pub fn start(
         listeners: Listeners::default(),
         quic: HashSet::new(),
         refused: 0,
+        ears,
         settling,
         idle: Vec::new(),
     };
     let driver = task::spawn("network", driver.run(received));
-    Ok(Handle {
+    let handle = Handle {
         local_peer,
         commands,
+        membership,
         settled,
         _driver: Arc::new(driver),
-    })
+    };
+    Ok((handle, heard))
 }
 
 impl Handle {
@@ -167,6 +178,11 @@ impl Handle {
     /// Takes [`Self::listen`] back: closes these and opens again what had to make way for them.
     pub fn undo(&self, addresses: Vec<Multiaddr>) {
         self.tell(Command::Undo(addresses));
+    }
+
+    /// Who is a member at this moment.
+    pub fn membership(&self) -> Arc<Membership> {
+        self.membership.borrow().clone()
     }
 
     pub async fn report(&self) -> NetReport {
@@ -219,6 +235,7 @@ struct Driver {
     /// Connections over QUIC: while there are any, a closed listener keeps its port.
     quic: HashSet<ConnectionId>,
     refused: u64,
+    ears: Ears,
     settling: watch::Sender<(Generation, Settled)>,
     idle: Vec<oneshot::Sender<()>>,
 }
@@ -300,6 +317,7 @@ impl Driver {
             pending: counters.num_pending(),
             peers: self.swarm.connected_peers().copied().collect(),
             refused: self.refused,
+            missed: self.ears.missed(),
             relay: self.swarm.behaviour().relay.report(),
         }
     }

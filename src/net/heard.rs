@@ -1,0 +1,43 @@
+//! What the network brings to those who act on it: one bounded queue from the swarm to the ledger.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use tokio::sync::mpsc;
+
+/// What waits for the ledger at most. A network of a thousand members fills a quarter of it in a second in which all of
+/// them write; what does not fit is lost here and told again by the next digest.
+const WAITING: usize = 1024;
+
+/// Something a peer said that is not for the network task itself.
+#[derive(Debug)]
+pub enum Heard {}
+
+/// The network's end of the queue. Clones feed the same queue.
+#[derive(Clone, Debug)]
+pub struct Ears {
+    queue: mpsc::Sender<Heard>,
+    missed: Arc<AtomicU64>,
+}
+
+impl Ears {
+    pub fn new() -> (Ears, mpsc::Receiver<Heard>) {
+        let (queue, heard) = mpsc::channel(WAITING);
+        let missed = Arc::default();
+        (Ears { queue, missed }, heard)
+    }
+
+    /// Passes it on, or counts it as missed when the ledger is behind.
+    pub fn hear(&self, heard: Heard) {
+        if self.queue.try_send(heard).is_err() {
+            self.missed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How much was lost because the queue was full.
+    pub fn missed(&self) -> u64 {
+        self.missed.load(Ordering::Relaxed)
+    }
+}
