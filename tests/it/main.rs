@@ -9,6 +9,7 @@ mod api;
 mod cli;
 mod house;
 mod invalid;
+mod lab;
 mod node;
 mod peers;
 mod relay_hostile;

@@ -1,7 +1,7 @@
 //! Other libp2p implementations, as released, use the relay: they reserve, reach each other through it, and feel each
 //! edit of its file.
 
-mod counterparty;
+pub mod counterparty;
 mod rust;
 
 use std::time::{Duration, Instant};

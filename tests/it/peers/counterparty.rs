@@ -1,6 +1,7 @@
 //! One implementation under test: a program of tests/peers behind its line protocol, or the Rust client in this process.
 
 use std::{
+    ffi::OsStr,
     io::{BufRead, BufReader, Write},
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
@@ -88,6 +89,11 @@ struct Introduction {
 impl Counterparty {
     /// `None`, after saying so, where tests/install has not put the program in place; in CI that is a failure.
     pub fn start(name: &'static str, test: &str) -> Option<Self> {
+        Self::start_by(name, test, &[])
+    }
+
+    /// The same through another program, which takes the counterparty and its arguments as its last ones.
+    pub fn start_by(name: &'static str, test: &str, wrapper: &[&str]) -> Option<Self> {
         if name == "rust" {
             let client = rust::Client::start();
             return Some(Self {
@@ -106,8 +112,11 @@ impl Counterparty {
             skip(test, &format!("{name} is not installed, run tests/install"));
             return None;
         }
-        let mut child = Command::new(root.join("tests/peers/run"))
-            .arg(name)
+        let mut words: Vec<&OsStr> = wrapper.iter().map(OsStr::new).collect();
+        let run = root.join("tests/peers/run");
+        words.extend([run.as_os_str(), OsStr::new(name)]);
+        let mut child = Command::new(words[0])
+            .args(&words[1..])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
