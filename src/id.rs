@@ -1,6 +1,12 @@
 //! Names that every part of the program shares: peers, generations, key paths and where a value came from.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::{BuildHasher, Hasher, RandomState},
+    sync::Arc,
+    time::Duration,
+};
 
 pub use libp2p::PeerId;
 
@@ -50,6 +56,45 @@ pub enum PeerIdError {
     NotAKey,
     #[error("not a peer id: what it encodes is no hash of a public key; was it cut or mistyped?")]
     BadKey,
+}
+
+/// A map by peer for tables that peers fill: keyed, so that nobody can choose peers that collide, and at a third of the
+/// cost of hashing a whole id.
+pub type PeerMap<V> = HashMap<PeerId, V, PeerHashing>;
+
+/// See [`PeerMap`].
+#[derive(Clone, Debug, Default)]
+pub struct PeerHashing(RandomState);
+
+/// Hashes sixteen bytes out of the middle of an id. They are key or digest in every form an id takes, and finding two keys
+/// that share them takes 2^64 attempts.
+pub struct PeerHasher(<RandomState as BuildHasher>::Hasher);
+
+impl BuildHasher for PeerHashing {
+    type Hasher = PeerHasher;
+
+    fn build_hasher(&self) -> PeerHasher {
+        PeerHasher(self.0.build_hasher())
+    }
+}
+
+impl Hasher for PeerHasher {
+    fn write(&mut self, digest: &[u8]) {
+        self.0.write(digest.get(16..32).unwrap_or(digest));
+    }
+
+    /// The length of the buffer, the same for all.
+    fn write_usize(&mut self, _: usize) {}
+
+    /// The kind of hash.
+    fn write_u64(&mut self, _: u64) {}
+
+    /// The length of the digest.
+    fn write_u8(&mut self, _: u8) {}
+
+    fn finish(&self) -> u64 {
+        self.0.finish()
+    }
 }
 
 /// The number of an applied configuration. The first one a node applies is 1; 0 means that nothing is applied yet.
@@ -138,6 +183,33 @@ impl fmt::Display for Origin {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use libp2p::multihash::Multihash;
+
+    #[test]
+    fn a_peer_map_tells_peers_of_every_kind_apart() {
+        let mut map = PeerMap::default();
+        for number in 0_u32..1_000 {
+            let mut key = [0_u8; 32];
+            key[20..24].copy_from_slice(&number.to_be_bytes());
+            let hashed = Multihash::wrap(0x12, &key).expect("32 bytes fit");
+            let inlined =
+                Multihash::wrap(0, &[&[8, 1, 18, 32], &key[..]].concat()).expect("36 bytes fit");
+            for hash in [hashed, inlined] {
+                let peer = PeerId::from_multihash(hash).expect("a peer id");
+                assert_eq!(map.insert(peer, number), None);
+                assert_eq!(map.get(&peer), Some(&number));
+            }
+        }
+        assert_eq!(map.len(), 2_000);
+        let hashing = PeerHashing::default();
+        let hashes: std::collections::HashSet<u64> =
+            map.keys().map(|peer| hashing.hash_one(peer)).collect();
+        assert!(
+            hashes.len() > 1_900,
+            "only {} hashes for 2,000 peers",
+            hashes.len()
+        );
+    }
 
     const BASE58: &str = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";
 

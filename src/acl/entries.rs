@@ -84,6 +84,13 @@ const IS_ED25519: u8 = 0;
 const IS_SHA256: u8 = 1;
 
 impl PeerKey {
+    /// The last sixteen bytes: of a public key or of a hash, whatever the kind.
+    pub(super) fn half(&self) -> u128 {
+        self.0
+            .last_chunk()
+            .map_or(0, |half| u128::from_ne_bytes(*half))
+    }
+
     /// `None`: the id has some other form and needs its full length.
     pub(super) fn of(peer: &PeerId) -> Option<Self> {
         let hash: &Multihash<64> = peer.as_ref();

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use crate::{
     acl::{Acl, Decision, Mode, RuleRef},
-    id::{Generation, PeerId},
+    id::{Generation, PeerId, PeerMap},
     relay::{Buffers, CircuitLimits, Refusal, Settings},
 };
 
@@ -82,7 +82,7 @@ pub struct Admission {
     policy: Policy,
     stopping: bool,
     /// Peers with a connection or a circuit. Boxed, so that a table that grows moves little.
-    peers: HashMap<PeerId, Box<Peer>>,
+    peers: PeerMap<Box<Peer>>,
     /// Reservations by the prefix they were made from.
     prefixes: HashMap<IpNet, u32>,
     reservations: u32,
@@ -104,7 +104,7 @@ impl Admission {
         Self {
             policy,
             stopping: false,
-            peers: HashMap::new(),
+            peers: PeerMap::default(),
             prefixes: HashMap::new(),
             reservations: 0,
             deadlines: Deadlines::default(),

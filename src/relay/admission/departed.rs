@@ -1,12 +1,9 @@
 //! The rates of peers that have left, so that leaving and coming back gives nobody more requests.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use crate::{
-    id::PeerId,
+    id::{PeerId, PeerMap},
     relay::{Bucket, Limit, Resources},
 };
 
@@ -22,8 +19,8 @@ pub(super) struct Pace {
 /// so many identities that a rate per peer does not bind them.
 #[derive(Debug, Default)]
 pub(super) struct Departed {
-    young: HashMap<PeerId, Pace>,
-    old: HashMap<PeerId, Pace>,
+    young: PeerMap<Pace>,
+    old: PeerMap<Pace>,
     since: Option<Instant>,
 }
 
