@@ -2,6 +2,15 @@
 //!
 //! Everything here is a codec: bytes in, values or an error out. What a value means is decided in [`crate::ledger`].
 
+mod entry;
+mod otp;
+mod token;
+mod yaml;
+
+pub use entry::SignatureError;
+pub use otp::{SealKey, Window, totp};
+pub use token::{Fingerprint, TokenError};
+
 use std::collections::BTreeMap;
 
 /// One version of one value in a bucket, by one author.

@@ -18,3 +18,4 @@ mod relay_wire;
 mod reload;
 mod schema;
 mod watcher;
+mod wire;
