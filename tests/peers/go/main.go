@@ -36,6 +36,9 @@ type request struct {
 	Relay   string `json:"relay"`
 	Through string `json:"through"`
 	Bytes   int    `json:"bytes"`
+	Bucket  string `json:"bucket"`
+	Key     string `json:"key"`
+	Value   string `json:"value"`
 }
 
 type object map[string]any
@@ -46,8 +49,13 @@ type relayStatus string
 func (s relayStatus) Error() string { return string(s) }
 
 func main() {
-	asRelay := len(os.Args) > 1 && os.Args[1] == "--relay"
-	if err := run(asRelay); err != nil {
+	var err error
+	if len(os.Args) > 1 && os.Args[1] == "member" {
+		err = runMember(os.Args[2:])
+	} else {
+		err = run(len(os.Args) > 1 && os.Args[1] == "--relay")
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -65,17 +73,57 @@ func run(asRelay bool) error {
 	if asRelay {
 		ready["addresses"] = h.Addrs()
 	}
+	return serve(ready, func(r request) (object, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+		defer cancel()
+		switch r.Do {
+		case "reserve":
+			return reserve(ctx, h, r.Relay)
+		case "echo":
+			return echo(ctx, h, r.Through, r.Bytes)
+		}
+		return nil, fmt.Errorf("unknown request %q", r.Do)
+	})
+}
+
+func runMember(arguments []string) error {
+	m, err := newMember(arguments)
+	if err != nil {
+		return err
+	}
+	defer m.host.Close()
+	return serve(object{"peer": m.host.ID().String(), "library": "go-libp2p " + libraryVersion(), "addresses": m.host.Addrs()}, m.answer)
+}
+
+// serve introduces the program, then answers one line after the other until there is none.
+func serve(ready object, answer func(request) (object, error)) error {
 	out := json.NewEncoder(os.Stdout)
 	if err := out.Encode(object{"ready": ready}); err != nil {
 		return err
 	}
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
-		if err := out.Encode(answer(h, lines.Bytes())); err != nil {
+		if err := out.Encode(answerTo(lines.Bytes(), answer)); err != nil {
 			return err
 		}
 	}
 	return lines.Err()
+}
+
+func answerTo(line []byte, answer func(request) (object, error)) object {
+	var r request
+	if err := json.Unmarshal(line, &r); err != nil {
+		return object{"failed": err.Error()}
+	}
+	done, err := answer(r)
+	var refused relayStatus
+	switch {
+	case errors.As(err, &refused):
+		return object{"refused": string(refused)}
+	case err != nil:
+		return object{"failed": err.Error()}
+	}
+	return done
 }
 
 // newHost listens nowhere, so that nobody reaches it but through a relay. With asRelay it is go-libp2p's own relay on
@@ -92,34 +140,6 @@ func newHost(asRelay bool) (host.Host, error) {
 	resources.ReservationTTL = 5 * time.Minute
 	_, err = relay.New(h, relay.WithResources(resources))
 	return h, err
-}
-
-func answer(h host.Host, line []byte) object {
-	var r request
-	if err := json.Unmarshal(line, &r); err != nil {
-		return object{"failed": err.Error()}
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
-	defer cancel()
-
-	var done object
-	var err error
-	switch r.Do {
-	case "reserve":
-		done, err = reserve(ctx, h, r.Relay)
-	case "echo":
-		done, err = echo(ctx, h, r.Through, r.Bytes)
-	default:
-		err = fmt.Errorf("unknown request %q", r.Do)
-	}
-	var refused relayStatus
-	switch {
-	case errors.As(err, &refused):
-		return object{"refused": string(refused)}
-	case err != nil:
-		return object{"failed": err.Error()}
-	}
-	return done
 }
 
 func reserve(ctx context.Context, h host.Host, address string) (object, error) {
