@@ -16,6 +16,7 @@ pub mod heard;
 pub mod identity;
 mod peers;
 pub mod relay;
+pub mod streams;
 mod transport;
 
 pub use driver::{Handle, ListenError, NetReport, StartError, start};

@@ -11,7 +11,7 @@ use libp2p::{
 };
 use tokio::sync::watch;
 
-use super::{gate, peers};
+use super::{gate, peers, streams};
 use crate::config::{Limits, Snapshot};
 
 /// What identify tells others this program is.
@@ -31,6 +31,7 @@ pub struct Behaviour {
     pub relay: super::relay::Behaviour,
     pub relay_client: relay::client::Behaviour,
     pub peers: peers::Behaviour,
+    pub streams: streams::Behaviour,
 }
 
 impl Behaviour {
@@ -53,6 +54,7 @@ impl Behaviour {
             relay: super::relay::Behaviour::new(keypair.clone(), live.clone()),
             relay_client,
             peers: peers::Behaviour::new(live),
+            streams: streams::Behaviour::new(),
         }
     }
 }

@@ -21,7 +21,7 @@ use super::{
     behaviour::{Behaviour, BehaviourEvent, connection_limits},
     boxed::Boxed,
     heard::{Ears, Heard},
-    relay, transport,
+    relay, streams, transport,
 };
 use listeners::Listeners;
 
@@ -52,6 +52,7 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     membership: watch::Receiver<Arc<Membership>>,
     settled: watch::Receiver<(Generation, Settled)>,
+    streams: streams::Control,
     _driver: Arc<Task>,
 }
 
@@ -123,6 +124,7 @@ pub fn start(
 ) -> Result<(Handle, mpsc::Receiver<Heard>), StartError> {
     let (connections, relay_client) = transport::build(keypair, &live)?;
     let behaviour = Boxed(Behaviour::new(keypair, relay_client, live.clone()));
+    let streams = behaviour.streams.control();
     let local_peer = keypair.public().to_peer_id();
     let config = swarm::Config::with_tokio_executor()
         .with_smart_dial()
@@ -138,6 +140,7 @@ pub fn start(
         quic: HashSet::new(),
         refused: 0,
         ears,
+        streams: streams.clone(),
         settling,
         idle: Vec::new(),
     };
@@ -147,6 +150,7 @@ pub fn start(
         commands,
         membership,
         settled,
+        streams,
         _driver: Arc::new(driver),
     };
     Ok((handle, heard))
@@ -183,6 +187,11 @@ impl Handle {
     /// Who is a member at this moment.
     pub fn membership(&self) -> Arc<Membership> {
         self.membership.borrow().clone()
+    }
+
+    /// Opens and accepts streams of our own protocols.
+    pub fn streams(&self) -> &streams::Control {
+        &self.streams
     }
 
     pub async fn report(&self) -> NetReport {
@@ -236,6 +245,7 @@ struct Driver {
     quic: HashSet<ConnectionId>,
     refused: u64,
     ears: Ears,
+    streams: streams::Control,
     settling: watch::Sender<(Generation, Settled)>,
     idle: Vec<oneshot::Sender<()>>,
 }
@@ -366,10 +376,11 @@ impl Driver {
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
                 peer,
                 connection,
-                result: Err(failure),
-            })) => {
-                self.ping_failed(peer, connection, &failure);
-            }
+                result,
+            })) => match result {
+                Ok(rtt) => self.streams.measured(connection, rtt),
+                Err(failure) => self.ping_failed(peer, connection, &failure),
+            },
             _ => {}
         }
     }

@@ -12,6 +12,7 @@ mod invalid;
 mod lab;
 mod node;
 mod peers;
+mod reach;
 mod relay_hostile;
 mod relay_limits;
 mod relay_wire;

@@ -32,7 +32,7 @@ use tokio::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// No test lasts so long that an idle connection is closed.
-const IDLE: Duration = Duration::from_secs(60);
+pub const IDLE: Duration = Duration::from_secs(60);
 
 /// What peers say over a circuit or a direct connection in these tests.
 pub const TALK: StreamProtocol = StreamProtocol::new("/test/talk");
@@ -268,7 +268,7 @@ impl RelayUnderTest {
 }
 
 /// A swarm in a task of its own.
-struct Running<B: NetworkBehaviour> {
+pub struct Running<B: NetworkBehaviour> {
     calls: mpsc::UnboundedSender<Call<B>>,
     events: mpsc::UnboundedReceiver<SwarmEvent<B::ToSwarm>>,
     task: JoinHandle<()>,
@@ -277,7 +277,7 @@ struct Running<B: NetworkBehaviour> {
 type Call<B> = Box<dyn FnOnce(&mut Swarm<B>) + Send>;
 
 impl<B: NetworkBehaviour<ToSwarm: fmt::Debug> + Send> Running<B> {
-    fn start(mut swarm: Swarm<B>) -> Self {
+    pub fn start(mut swarm: Swarm<B>) -> Self {
         let (calls, mut called) = mpsc::unbounded_channel::<Call<B>>();
         let (tell, events) = mpsc::unbounded_channel();
         let task = tokio::spawn(async move {
@@ -298,7 +298,7 @@ impl<B: NetworkBehaviour<ToSwarm: fmt::Debug> + Send> Running<B> {
         }
     }
 
-    async fn call<R: Send + 'static>(
+    pub async fn call<R: Send + 'static>(
         &self,
         call: impl FnOnce(&mut Swarm<B>) -> R + Send + 'static,
     ) -> R {
@@ -308,7 +308,7 @@ impl<B: NetworkBehaviour<ToSwarm: fmt::Debug> + Send> Running<B> {
         result.await.expect("the swarm runs")
     }
 
-    async fn event<R>(&mut self, pick: impl Fn(&SwarmEvent<B::ToSwarm>) -> Option<R>) -> R {
+    pub async fn event<R>(&mut self, pick: impl Fn(&SwarmEvent<B::ToSwarm>) -> Option<R>) -> R {
         let mut seen = Vec::new();
         let look = async {
             loop {
@@ -332,7 +332,7 @@ impl<B: NetworkBehaviour> Drop for Running<B> {
     }
 }
 
-fn swarm<B: NetworkBehaviour>(
+pub fn swarm<B: NetworkBehaviour>(
     idle: Duration,
     behaviour: impl FnOnce(&Keypair, libp2p::relay::client::Behaviour) -> B,
 ) -> Swarm<B> {
@@ -353,7 +353,7 @@ fn swarm<B: NetworkBehaviour>(
         .build()
 }
 
-async fn listen<B: NetworkBehaviour<ToSwarm: fmt::Debug>>(
+pub async fn listen<B: NetworkBehaviour<ToSwarm: fmt::Debug>>(
     swarm: &mut Swarm<B>,
     address: &str,
 ) -> Multiaddr {
@@ -367,7 +367,7 @@ async fn listen<B: NetworkBehaviour<ToSwarm: fmt::Debug>>(
     }
 }
 
-fn identify_behaviour(key: &Keypair) -> identify::Behaviour {
+pub fn identify_behaviour(key: &Keypair) -> identify::Behaviour {
     let config = identify::Config::new("edgevpn/test".to_owned(), key.public());
     identify::Behaviour::new(config.with_push_listen_addr_updates(true))
 }

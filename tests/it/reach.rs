@@ -1,0 +1,3 @@
+//! How a node is reached: streams over the right connection, reservations, direct connections.
+
+mod streams;
