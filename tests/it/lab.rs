@@ -1,6 +1,7 @@
 //! Between machines: nodes on hosts of their own, behind the routers that people have.
 
-mod world;
+pub mod member;
+pub mod world;
 
 use crate::peers::counterparty::{Answer, Counterparty};
 use world::{Host, Lab, Place, Program};

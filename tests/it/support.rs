@@ -1,5 +1,6 @@
 //! Harnesses, one per edge.
 
+pub mod dialogue;
 pub mod engine;
 pub mod files;
 pub mod node;

@@ -1,21 +1,9 @@
 //! One implementation under test: a program of tests/peers behind its line protocol, or the Rust client in this process.
 
-use std::{
-    ffi::OsStr,
-    io::{BufRead, BufReader, Write},
-    path::Path,
-    process::{Child, ChildStdin, Command, Stdio},
-    sync::{
-        Arc, Mutex,
-        mpsc::{Receiver, channel},
-    },
-    thread,
-};
-
 use serde::{Deserialize, Serialize};
 
 use super::rust;
-use crate::support::{node::DEADLINE, skip::skip};
+use crate::support::dialogue::Dialogue;
 
 /// Starts, reserves and dials on command, and echoes what others send it.
 pub struct Counterparty {
@@ -25,12 +13,7 @@ pub struct Counterparty {
 }
 
 enum Way {
-    Program {
-        child: Child,
-        requests: ChildStdin,
-        answers: Receiver<String>,
-        complaints: Arc<Mutex<Vec<String>>>,
-    },
+    Program(Dialogue),
     InProcess(rust::Client),
 }
 
@@ -76,16 +59,6 @@ pub struct Echoed {
     pub limited: Option<bool>,
 }
 
-#[derive(Deserialize)]
-struct Ready {
-    ready: Introduction,
-}
-
-#[derive(Deserialize)]
-struct Introduction {
-    peer: String,
-}
-
 impl Counterparty {
     /// `None`, after saying so, where tests/install has not put the program in place; in CI that is a failure.
     pub fn start(name: &'static str, test: &str) -> Option<Self> {
@@ -102,74 +75,18 @@ impl Counterparty {
                 way: Way::InProcess(client),
             });
         }
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let program = root.join("target/peers").join(match name {
-            "go" => "go-peer",
-            "js" => "node",
-            _ => "venv/requirements.installed",
-        });
-        if !program.exists() {
-            skip(test, &format!("{name} is not installed, run tests/install"));
-            return None;
-        }
-        let mut words: Vec<&OsStr> = wrapper.iter().map(OsStr::new).collect();
-        let run = root.join("tests/peers/run");
-        words.extend([run.as_os_str(), OsStr::new(name)]);
-        let mut child = Command::new(words[0])
-            .args(&words[1..])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
-        let requests = child.stdin.take().expect("piped");
-        let lines = BufReader::new(child.stdout.take().expect("piped"));
-        let errors = BufReader::new(child.stderr.take().expect("piped"));
-        let complaints = Arc::new(Mutex::new(Vec::new()));
-        let kept = complaints.clone();
-        thread::spawn(move || {
-            for line in errors.lines().map_while(Result::ok) {
-                kept.lock().expect("not poisoned").push(line);
-            }
-        });
-        let (tell, answers) = channel();
-        thread::spawn(move || {
-            lines
-                .lines()
-                .map_while(Result::ok)
-                .try_for_each(|line| tell.send(line))
-        });
-
-        let first = answers
-            .recv_timeout(DEADLINE)
-            .unwrap_or_else(|_| panic!("{name} does not start"));
-        let Ready { ready } = serde_json::from_str(&first).expect("an introduction");
+        let program = Dialogue::start(name, &[""; 0], wrapper, test)?;
         Some(Self {
             name,
-            peer_id: ready.peer,
-            way: Way::Program {
-                child,
-                requests,
-                answers,
-                complaints,
-            },
+            peer_id: program.peer_id(),
+            way: Way::Program(program),
         })
     }
 
     pub fn ask(&mut self, request: Request) -> Answer {
         match &mut self.way {
             Way::InProcess(client) => client.ask(request),
-            Way::Program {
-                requests, answers, ..
-            } => {
-                let request = serde_json::to_string(&request).expect("serializable");
-                writeln!(requests, "{request}").expect("the program reads");
-                let answer = answers
-                    .recv_timeout(DEADLINE)
-                    .unwrap_or_else(|_| panic!("{} does not answer {request}", self.name));
-                serde_json::from_str(&answer)
-                    .unwrap_or_else(|error| panic!("{}: {error} in {answer}", self.name))
-            }
+            Way::Program(program) => program.ask(&request),
         }
     }
 
@@ -185,21 +102,5 @@ impl Counterparty {
             through: format!("{relay}/p2p-circuit/p2p/{destination}"),
             bytes,
         })
-    }
-}
-
-impl Drop for Counterparty {
-    fn drop(&mut self) {
-        if let Way::Program {
-            child, complaints, ..
-        } = &mut self.way
-        {
-            let _ = child.kill();
-            let _ = child.wait();
-            if thread::panicking() {
-                let complaints = complaints.lock().expect("not poisoned").join("\n");
-                eprintln!("{} said:\n{complaints}", self.name);
-            }
-        }
     }
 }
