@@ -23,6 +23,9 @@ use crate::{
     telemetry::{Log, LogError, PreparedLog},
 };
 
+mod bootstrap;
+mod clock;
+pub mod disk;
 mod effect;
 mod sync;
 

@@ -11,15 +11,14 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
     fs, io,
-    io::Write as _,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::sync::watch;
 
-use crate::{id::Generation, task};
+use crate::{id::Generation, node::disk::write_whole, task};
 
 /// Between two attempts to write when the disk is full or broken. The promise is to recover within ten seconds.
 const RETRY: Duration = Duration::from_secs(5);
@@ -192,30 +191,6 @@ impl History {
     fn at(&self, number: u64, kind: &str) -> PathBuf {
         self.directory.join(format!("{number:010}.{kind}"))
     }
-}
-
-/// Writes a file that is there completely or not at all, and stays there when the power fails.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let unfinished = path.with_extension("tmp");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&unfinished)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    if let Err(error) = written.and_then(|()| fs::rename(&unfinished, path)) {
-        // A full disk should not be filled further by what failed to fit on it.
-        let _ = fs::remove_file(&unfinished);
-        return Err(error);
-    }
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    rustix::fs::fsync(rustix::fs::open(
-        directory,
-        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )?)?;
-    Ok(())
 }
 
 fn intact(path: &Path, sha256: &str) -> Result<Content, String> {
