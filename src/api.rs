@@ -6,20 +6,25 @@
 mod answer;
 mod client;
 mod metrics;
+mod network;
 mod report;
 mod routes;
 mod server;
 
 use crate::{
+    acl::Operation,
     config::{Diagnostic, Summary},
-    id::Generation,
+    id::{Generation, PeerId},
     plan::{Acknowledgement, Plan},
 };
 pub use client::{Client, ClientError};
+pub use network::{
+    BootstrapReport, Explanation, LedgerReport, MemberReport, NetworkReport, Traffic,
+};
 pub use report::{Connections, NodeReport, ReloadCount, StatusReport, WatcherReport};
 use serde::{Deserialize, Serialize};
 pub use server::{BindError, Bound, Handle, Server};
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 use tokio::sync::oneshot;
 
 /// What a client asks of the engine. A reload is carried out even if nobody waits for its verdict any more; the others may be
@@ -36,6 +41,13 @@ pub enum Request {
     Plan {
         candidate: Candidate,
         reply: oneshot::Sender<Planned>,
+    },
+    Explain {
+        peer: PeerId,
+        operation: Operation,
+        /// Where it would come from; absent: where it is connected from.
+        address: Option<IpAddr>,
+        reply: oneshot::Sender<Explanation>,
     },
 }
 

@@ -27,6 +27,7 @@ mod bootstrap;
 mod clock;
 pub mod disk;
 mod effect;
+mod explain;
 mod sync;
 
 /// Everything that can fail before a commit is done within this, or the attempt fails. Binding takes milliseconds; what
@@ -301,6 +302,7 @@ impl Node {
                 refused_total: net.refused,
             },
             relay: net.relay,
+            network: None,
             panics: task::panics(),
         }
     }

@@ -168,7 +168,7 @@ impl Engine {
     /// A node that stops still says how it stands; whoever wants it changed is turned away by a dropped reply.
     async fn answer_while_stopping(&mut self, request: Request) {
         match request {
-            Request::Status { .. } => self.answer(request).await,
+            Request::Status { .. } | Request::Explain { .. } => self.answer(request).await,
             Request::Plan { .. } | Request::Reload { .. } => drop(request),
         }
     }
@@ -178,6 +178,14 @@ impl Engine {
         match request {
             Request::Status { reply } => {
                 let _ = reply.send(self.status().await);
+            }
+            Request::Explain {
+                peer,
+                operation,
+                address,
+                reply,
+            } => {
+                let _ = reply.send(self.node.explain(peer, operation, address).await);
             }
             Request::Plan { candidate, reply } => {
                 let _ = reply.send(self.plan(candidate).await);

@@ -1,7 +1,7 @@
 //! The other end of the API: what the commands ask a running node with. One connection a question, each with a deadline.
 
-use super::{Candidate, Order, Planned, StatusReport};
-use crate::plan::Acknowledgement;
+use super::{Candidate, Explanation, Order, Planned, StatusReport};
+use crate::{acl::Operation, id::PeerId, plan::Acknowledgement};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Method, Request, StatusCode,
@@ -11,7 +11,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::{convert::Infallible, io, path::PathBuf, time::Duration};
+use std::{convert::Infallible, io, net::IpAddr, path::PathBuf, time::Duration};
 use tokio::{net::UnixStream, time::timeout};
 
 /// Bytes of an answer. A status is below 64 KiB; a plan lists at most a hundred entries a key and all diagnostics.
@@ -72,6 +72,19 @@ impl Client {
 
     pub async fn plan(&self, candidate: &Candidate) -> Result<Planned, ClientError> {
         let answer = self.ask(Method::POST, "/v1/plan", Some(candidate)).await?;
+        self.understand(&answer)
+    }
+
+    /// Why `peer` may or may not do `operation`; `address` is where it would come from, if not from where it is connected.
+    pub async fn explain(
+        &self,
+        peer: PeerId,
+        operation: Operation,
+        address: Option<IpAddr>,
+    ) -> Result<Explanation, ClientError> {
+        let from = address.map_or_else(String::new, |address| format!("&address={address}"));
+        let path = format!("/v1/explain?peer={peer}&operation={operation}{from}");
+        let answer = self.ask(Method::GET, &path, None::<&()>).await?;
         self.understand(&answer)
     }
 

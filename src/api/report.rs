@@ -1,5 +1,6 @@
 //! What a running node says about itself: the body of `GET /v1/status`, and the source of every metric.
 
+use super::NetworkReport;
 use crate::{
     id::Generation,
     plan::{Acknowledgement, Outcome, State, Trigger},
@@ -73,6 +74,9 @@ pub struct NodeReport {
     pub announced: Vec<String>,
     pub connections: Connections,
     pub relay: relay::Report,
+    /// Absent without `[network]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkReport>,
     /// Tasks that ended by a panic since the start; anything but 0 is a fault worth reporting.
     pub panics: u64,
 }

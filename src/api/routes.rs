@@ -5,6 +5,10 @@ use super::{
     answer::{self, Problem},
     metrics,
 };
+use crate::{
+    acl::Operation,
+    id::{PeerId, parse_peer_id},
+};
 use axum::{
     Json, Router,
     body::Body,
@@ -40,6 +44,7 @@ pub(super) fn api(requests: mpsc::Sender<Request>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/reload", post(reload))
         .route("/v1/plan", post(plan))
+        .route("/v1/explain", get(explain))
         .route("/metrics", get(exposition));
     guarded(routes, requests).layer(middleware::from_fn(this_machine_only))
 }
@@ -161,6 +166,67 @@ async fn plan(
     Ok(Json(planned).into_response())
 }
 
+async fn explain(State(node): State<Node>, uri: Uri) -> Result<Response, Problem> {
+    let Question {
+        peer,
+        operation,
+        address,
+    } = Question::of(uri.query().unwrap_or_default())
+        .map_err(|why| Problem::new(StatusCode::BAD_REQUEST, why))?;
+    let explanation = node
+        .ask(|reply| Request::Explain {
+            peer,
+            operation,
+            address,
+            reply,
+        })
+        .await?;
+    Ok(Json(explanation).into_response())
+}
+
+/// The query of `GET /v1/explain`: `peer=…&operation=reserve|connect`, and `address=…` at will.
+struct Question {
+    peer: PeerId,
+    operation: Operation,
+    address: Option<IpAddr>,
+}
+
+impl Question {
+    fn of(query: &str) -> Result<Question, String> {
+        let (mut peer, mut operation, mut address) = (None, None, None);
+        for (name, value) in query
+            .split('&')
+            .filter(|part| !part.is_empty())
+            .map(|part| part.split_once('=').unwrap_or((part, "")))
+        {
+            match name {
+                "peer" => {
+                    peer = Some(parse_peer_id(value).map_err(|error| format!("peer: {error}"))?);
+                }
+                "operation" => {
+                    operation = Some(match value {
+                        "reserve" => Operation::Reserve,
+                        "connect" => Operation::Connect,
+                        _ => return Err("operation: expected reserve or connect".to_owned()),
+                    });
+                }
+                "address" => {
+                    let read = value
+                        .parse()
+                        .map_err(|_| "address: expected an IP address")?;
+                    address = Some(read);
+                }
+                _ => return Err("expected peer, operation and at will address".to_owned()),
+            }
+        }
+        Ok(Question {
+            peer: peer.ok_or("peer is missing")?,
+            operation: operation.ok_or("operation is missing: reserve or connect")?,
+            address,
+        })
+    }
+}
+
 async fn exposition(State(node): State<Node>) -> Result<Response, Problem> {
     let report = node.ask(|reply| Request::Status { reply }).await?;
     Ok(answer::exposition(metrics::exposition(&report)))
@@ -272,6 +338,27 @@ fn names_this_machine(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_question_names_a_peer_and_an_operation() {
+        const PEER: &str = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";
+        let query = format!("peer={PEER}&operation=reserve&address=::1");
+        let question = Question::of(&query).map_err(|why| panic!("{why}"));
+        let Ok(question) = question;
+        assert_eq!(question.peer.to_string(), PEER);
+        assert_eq!(question.operation, Operation::Reserve);
+        assert_eq!(question.address, "::1".parse().ok());
+        for bad in [
+            "",
+            "peer=hub&operation=reserve",
+            &format!("peer={PEER}"),
+            &format!("peer={PEER}&operation=both"),
+            &format!("peer={PEER}&operation=connect&address=hub"),
+            &format!("peer={PEER}&operation=connect&more=1"),
+        ] {
+            assert!(Question::of(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn only_names_that_cannot_be_rebound_are_this_machine() {

@@ -439,6 +439,7 @@ impl FakeNode {
                     Request::Status { reply } => drop(reply.send(known.clone())),
                     Request::Reload { reply, .. } => drop(reply.send(verdict.clone())),
                     Request::Plan { reply, .. } => drop(reply.send(planned())),
+                    Request::Explain { .. } => crate::support::engine::answer(request),
                 }
             }
         });

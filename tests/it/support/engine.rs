@@ -1,7 +1,9 @@
 //! An engine that answers every request at once with a made-up truth, for tests of the server and of the commands.
 
 use edgevpn::{
-    api::{NodeReport, Order, Planned, ReloadCount, Request, StatusReport, WatcherReport},
+    api::{
+        Explanation, NodeReport, Order, Planned, ReloadCount, Request, StatusReport, WatcherReport,
+    },
     config::Summary,
     id::Generation,
     plan::{Acknowledgement, Outcome, Plan, State, Trigger},
@@ -26,6 +28,20 @@ pub fn answer(request: Request) {
             };
             drop(reply.send(verdict(outcome)));
         }
+        Request::Explain {
+            peer,
+            operation,
+            reply,
+            ..
+        } => drop(reply.send(Explanation {
+            node: "edge-7".into(),
+            generation: Generation(13),
+            peer: peer.to_string(),
+            operation: operation.to_string(),
+            rule: "acl.deny".into(),
+            origin: "edgevpn.toml:52".into(),
+            ..Explanation::default()
+        })),
         Request::Plan { candidate, reply } => drop(reply.send(Planned {
             generation: Generation(13),
             plan: Plan::default(),
