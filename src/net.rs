@@ -11,6 +11,7 @@ use crate::config::Snapshot;
 mod behaviour;
 mod boxed;
 mod driver;
+pub mod exchange;
 mod gate;
 pub mod heard;
 pub mod identity;

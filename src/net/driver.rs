@@ -10,6 +10,7 @@ use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
     core::ConnectedPoint,
+    identify,
     identity::Keypair,
     multiaddr::Protocol,
     noise, ping,
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     behaviour::{Behaviour, BehaviourEvent, connection_limits},
     boxed::Boxed,
+    exchange::{self, Exchange},
     heard::{Ears, Heard},
     relay, streams, transport,
 };
@@ -53,6 +55,7 @@ pub struct Handle {
     membership: watch::Receiver<Arc<Membership>>,
     settled: watch::Receiver<(Generation, Settled)>,
     streams: streams::Control,
+    exchange: Exchange,
     _driver: Arc<Task>,
 }
 
@@ -132,8 +135,10 @@ pub fn start(
     let (commands, received) = mpsc::channel(COMMANDS);
     let (settling, settled) = watch::channel((Generation::default(), Settled::default()));
     let (ears, heard) = Ears::new();
+    let exchange = Exchange::start(streams.clone(), live.clone(), ears.clone());
     let driver = Driver {
         swarm: Swarm::new(connections, behaviour, local_peer, config),
+        exchange: exchange.clone(),
         live,
         announced: BTreeSet::new(),
         listeners: Listeners::default(),
@@ -151,6 +156,7 @@ pub fn start(
         membership,
         settled,
         streams,
+        exchange,
         _driver: Arc::new(driver),
     };
     Ok((handle, heard))
@@ -187,6 +193,11 @@ impl Handle {
     /// Who is a member at this moment.
     pub fn membership(&self) -> Arc<Membership> {
         self.membership.borrow().clone()
+    }
+
+    /// Carries frames between the ledgers of our own nodes.
+    pub fn exchange(&self) -> &Exchange {
+        &self.exchange
     }
 
     /// Opens and accepts streams of our own protocols.
@@ -246,6 +257,7 @@ struct Driver {
     refused: u64,
     ears: Ears,
     streams: streams::Control,
+    exchange: Exchange,
     settling: watch::Sender<(Generation, Settled)>,
     idle: Vec<oneshot::Sender<()>>,
 }
@@ -372,6 +384,11 @@ impl Driver {
                 self.refused = self.refused.saturating_add(1);
                 tracing::debug!(%cause, "connection refused");
             }
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
+                peer_id,
+                info,
+                ..
+            })) => self.identified(peer_id, &info),
             SwarmEvent::Behaviour(BehaviourEvent::Relay(event)) => self.relay_event(event),
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
                 peer,
@@ -382,6 +399,12 @@ impl Driver {
                 Err(failure) => self.ping_failed(peer, connection, &failure),
             },
             _ => {}
+        }
+    }
+
+    fn identified(&self, peer: PeerId, info: &identify::Info) {
+        if info.protocols.contains(&exchange::PROTOCOL) {
+            self.exchange.speaks(peer);
         }
     }
 

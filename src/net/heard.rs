@@ -7,13 +7,18 @@ use std::sync::{
 
 use tokio::sync::mpsc;
 
+use super::exchange;
+
 /// What waits for the ledger at most. A network of a thousand members fills a quarter of it in a second in which all of
 /// them write; what does not fit is lost here and told again by the next digest.
 const WAITING: usize = 1024;
 
 /// Something a peer said that is not for the network task itself.
 #[derive(Debug)]
-pub enum Heard {}
+pub enum Heard {
+    /// Of the exchange between our own nodes.
+    Exchange(exchange::Frame),
+}
 
 /// The network's end of the queue. Clones feed the same queue.
 #[derive(Clone, Debug)]
@@ -32,6 +37,13 @@ impl Ears {
     /// Passes it on, or counts it as missed when the ledger is behind.
     pub fn hear(&self, heard: Heard) {
         if self.queue.try_send(heard).is_err() {
+            self.missed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Passes it on once there is room; for senders that a peer waits behind.
+    pub async fn hear_in_turn(&self, heard: Heard) {
+        if self.queue.send(heard).await.is_err() {
             self.missed.fetch_add(1, Ordering::Relaxed);
         }
     }

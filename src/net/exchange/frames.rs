@@ -1,0 +1,180 @@
+//! Frames on one stream: read with a bound on size and time, written one after the other.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use libp2p::PeerId;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use super::{Frame, LARGEST_FRAME, Receipt, Shared, Verdict};
+use crate::net::heard::{Ears, Heard};
+
+/// Bytes of a frame of a peer that has not yet shown that it holds the token: a greeting is below 200.
+const LARGEST_FIRST_FRAME: usize = 4 * 1024;
+
+/// The first frame must be there within this, and each later one within this from its first byte. A member far away on a
+/// line of 256 kbit/s needs eight seconds for the largest.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A written frame must have left within this; a neighbour that reads more slowly is none.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bad frames in a row after which a stream is ended. Around a change of the window a neighbour whose clock differs sends
+/// one or two that cannot be opened.
+const MOST_BAD: u32 = 3;
+
+/// Why reading from a peer has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The stream is closed or broken.
+    Gone,
+    TooLarge,
+    TooSlow,
+    /// It sent what could not be opened.
+    Bad,
+}
+
+impl End {
+    /// For metrics; `None` for an end that is nobody's fault.
+    pub fn label(self) -> Option<&'static str> {
+        match self {
+            End::Gone => None,
+            End::TooLarge => Some("frame_too_large"),
+            End::TooSlow => Some("frame_too_slow"),
+            End::Bad => Some("not_ours"),
+        }
+    }
+}
+
+/// Reads frames until something ends it, handing each over and waiting until it is dealt with.
+pub async fn read(
+    mut stream: impl AsyncRead + Unpin,
+    peer: PeerId,
+    shared: Arc<Shared>,
+    ears: Ears,
+) -> End {
+    let (mut proved, mut bad) = (false, 0);
+    loop {
+        let frame = match next(&mut stream, proved).await {
+            Ok(frame) => frame,
+            Err(end) => return end,
+        };
+        shared.counts.frames_in.fetch_add(1, Ordering::Relaxed);
+        let length = u64::try_from(frame.len()).unwrap_or(u64::MAX);
+        shared.counts.bytes_in.fetch_add(length, Ordering::Relaxed);
+        let (receipt, dealt_with) = oneshot::channel();
+        let frame = Frame {
+            peer,
+            bytes: frame,
+            receipt: Receipt(receipt),
+        };
+        ears.hear_in_turn(Heard::Exchange(frame)).await;
+        match dealt_with.await {
+            Ok(Verdict::Good) => (proved, bad) = (true, 0),
+            Ok(Verdict::Bad) => bad += 1,
+            Err(_) => {}
+        }
+        if bad >= if proved { MOST_BAD } else { 1 } {
+            return End::Bad;
+        }
+    }
+}
+
+/// One frame. The first of a stream has to come soon; between later ones there is all the time in the world, within one
+/// there is not.
+async fn next(stream: &mut (impl AsyncRead + Unpin), proved: bool) -> Result<Vec<u8>, End> {
+    let mut length = [0; 4];
+    let [first, rest @ ..] = &mut length;
+    let first = stream.read_exact(std::slice::from_mut(first));
+    if proved {
+        first.await.map_err(gone)?;
+    } else {
+        in_time(first).await?;
+    }
+    in_time(stream.read_exact(rest)).await?;
+    let most = if proved {
+        LARGEST_FRAME
+    } else {
+        LARGEST_FIRST_FRAME
+    };
+    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+    if length > most {
+        return Err(End::TooLarge);
+    }
+    let mut frame = vec![0; length];
+    in_time(stream.read_exact(&mut frame)).await?;
+    Ok(frame)
+}
+
+async fn in_time(reading: impl Future<Output = io::Result<()>>) -> Result<(), End> {
+    timeout(FRAME_TIMEOUT, reading)
+        .await
+        .map_err(|_| End::TooSlow)?
+        .map_err(gone)
+}
+
+fn gone(_: io::Error) -> End {
+    End::Gone
+}
+
+/// Writes what is queued until the queue is gone or the stream takes nothing any more. `Err`: the stream failed.
+pub async fn write(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    queue: mpsc::Receiver<Vec<u8>>,
+    behind: Arc<AtomicUsize>,
+    shared: Arc<Shared>,
+) -> io::Result<()> {
+    let (mut answers, stream) = stream.split();
+    // Nothing is ever said on this half; that it ends says that the other side has gone.
+    let mut nothing = [0; 1];
+    tokio::select! {
+        written = write_queued(stream, queue, behind, shared) => written,
+        ended = answers.read(&mut nothing) => match ended {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => Err(io::ErrorKind::InvalidData.into()),
+            Err(error) => Err(error),
+        },
+    }
+}
+
+async fn write_queued(
+    mut stream: impl AsyncWrite + Unpin,
+    mut queue: mpsc::Receiver<Vec<u8>>,
+    behind: Arc<AtomicUsize>,
+    shared: Arc<Shared>,
+) -> io::Result<()> {
+    while let Some(frame) = queue.recv().await {
+        let length = u32::try_from(frame.len()).map_err(io::Error::other)?;
+        let writing = async {
+            stream.write_all(&length.to_be_bytes()).await?;
+            stream.write_all(&frame).await?;
+            // The next one goes into the same packet if it is there already.
+            if queue.is_empty() {
+                stream.flush().await?;
+            }
+            Ok::<(), io::Error>(())
+        };
+        timeout(WRITE_TIMEOUT, writing)
+            .await
+            .map_err(|_| io::ErrorKind::TimedOut)??;
+        behind.fetch_sub(frame.len(), Ordering::Relaxed);
+        shared.counts.frames_out.fetch_add(1, Ordering::Relaxed);
+        shared
+            .counts
+            .bytes_out
+            .fetch_add(length.into(), Ordering::Relaxed);
+    }
+    timeout(WRITE_TIMEOUT, stream.close())
+        .await
+        .map_err(|_| io::ErrorKind::TimedOut)?
+}
