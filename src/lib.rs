@@ -18,6 +18,7 @@
 //! config    text → Config, or all diagnostics at once; the schema comes from the same types
 //! relay     circuit v2 as decisions: who is admitted, how much of it, what a new policy ends
 //! acl       the access decision
+//! overlay   the packet plane: what a packet says, how packets are cut, joined and framed
 //! ledger    the shared ledger: merge rules, own entries, who is alive, what to tell whom
 //! wire      the EdgeVPN wire format: tokens, derived values, sealed messages, blocks, entries
 //! id        peers, generations, origins
@@ -72,6 +73,7 @@ pub mod id;
 pub mod ledger;
 pub mod net;
 pub mod node;
+pub mod overlay;
 pub mod plan;
 pub mod relay;
 pub mod reload;

@@ -16,7 +16,7 @@ const FLOORS: &[&[&str]] = &[
     &["net", "task", "telemetry", "api"],
     &["plan"],
     &["config"],
-    &["relay", "acl", "ledger", "wire"],
+    &["relay", "acl", "ledger", "wire", "overlay"],
     &["id"],
 ];
 
