@@ -2,12 +2,19 @@
 //!
 //! Everything here is a codec: bytes in, values or an error out. What a value means is decided in [`crate::ledger`].
 
+mod block;
 mod entry;
+mod json;
+pub mod leader;
+mod message;
 mod otp;
 mod token;
+pub mod value;
 mod yaml;
 
+pub use block::{BlockError, Bounds};
 pub use entry::SignatureError;
+pub use message::{OpenError, open, open_bytes, seal, seal_bytes};
 pub use otp::{SealKey, Window, totp};
 pub use token::{Fingerprint, TokenError};
 

@@ -99,6 +99,10 @@ impl SealKey {
     pub fn new(key: [u8; 32]) -> Self {
         Self(key)
     }
+
+    pub(super) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 impl Drop for SealKey {

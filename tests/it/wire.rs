@@ -1,12 +1,19 @@
 //! The wire format against what was computed by hand (`tests/vectors/wire-vectors.json`, made by the script beside it) and
 //! what EdgeVPN nodes really sent (`wire-vectors-live.json`).
 
+mod live;
+
 use edgevpn::{
     id::UnixTime,
-    wire::{Entry, Rotation, SignatureError, Token, TokenError, totp},
+    wire::{
+        Block, Bounds, Entry, Rotation, SealKey, SignatureError, Token, TokenError,
+        leader::{leader, weight},
+        open, open_bytes, seal_bytes, totp,
+    },
 };
 use libp2p::identity::Keypair;
 use serde_json::Value;
+use sha2::Digest;
 use std::sync::LazyLock;
 
 static COMPUTED: LazyLock<Value> =
@@ -73,11 +80,17 @@ fn derived_values_follow_the_window() {
         assert_eq!(token.topic(window), text(&expected["topic"]));
         assert_eq!(token.public_topic(window), text(&expected["topic_public"]));
         assert!(token.seal_key(window) == seal_key(&expected["seal_key_bytes_hex"]));
+        assert!(token.seal_key(window) == seal_key_text(&expected["seal_key_ascii"]));
         let rendezvous = token.rendezvous(token.dht_window(now));
         assert_eq!(rendezvous, text(&expected["rendezvous"]));
         assert_eq!(
             Token::provider_key(&rendezvous).to_vec(),
             hex(&expected["provider_key_multihash_hex"])
+        );
+        assert_eq!(cid(&rendezvous), text(&expected["cid"]));
+        assert_eq!(
+            sha2::Sha256::digest(Token::provider_key(&rendezvous)).to_vec(),
+            hex(&expected["kad_xor_key_hex"])
         );
         for (secret, name) in [
             (&token.dht.key, "totp_dht"),
@@ -91,8 +104,18 @@ fn derived_values_follow_the_window() {
     assert_eq!(token().next_rotation(t0).since(t0).as_secs(), 360);
 }
 
-fn seal_key(hexadecimal: &Value) -> edgevpn::wire::SealKey {
-    edgevpn::wire::SealKey::new(hex(hexadecimal).try_into().expect("32 bytes"))
+/// How logs of Go nodes name a provider key: version 1, codec raw.
+fn cid(rendezvous: &str) -> String {
+    let bytes = [&[0x01, 0x55], &Token::provider_key(rendezvous)[..]].concat();
+    multibase::encode(multibase::Base::Base32Lower, bytes)
+}
+
+fn seal_key(hexadecimal: &Value) -> SealKey {
+    SealKey::new(hex(hexadecimal).try_into().expect("32 bytes"))
+}
+
+fn seal_key_text(ascii: &Value) -> SealKey {
+    SealKey::new(text(ascii).as_bytes().try_into().expect("32 bytes"))
 }
 
 #[test]
@@ -195,4 +218,112 @@ fn a_token_that_would_break_the_reference_is_refused() {
         Err(TokenError::NoSecret)
     );
     assert!(with("length: 43", "length: 44").is_ok());
+}
+
+#[test]
+fn bytes_are_sealed_and_enveloped_exactly() {
+    let key = seal_key(&COMPUTED["at_T0"]["seal_key_bytes_hex"]);
+    let nonce = hex(&COMPUTED["seal_nonce_hex"])
+        .try_into()
+        .expect("a nonce");
+    let plain = text(&COMPUTED["seal_plain"]).as_bytes();
+    let sealed = seal_bytes(plain, &key, nonce, &[]);
+    assert_eq!(sealed, hex(&COMPUTED["sealed_hex"]));
+    assert_eq!(open_bytes(&sealed, &[key.clone()], &[]), Ok(plain.to_vec()));
+    // What this envelope holds is no gzip: the layers above are peeled.
+    let opened = open(
+        text(&COMPUTED["envelope_json"]).as_bytes(),
+        &[key],
+        &Bounds::default(),
+    );
+    assert_eq!(opened.map_err(edgevpn::wire::OpenError::label), Err("gzip"));
+}
+
+/// The block of the vectors: a signed machine and a heartbeat of the time before signatures.
+fn signed_block() -> Block {
+    let entry = &COMPUTED["entry_json"];
+    let json = format!(
+        r#"{{"Index":1,"Timestamp":{},"Storage":{{"machines":{{"10.1.0.11":{}}},"healthcheck":{{{}:"\"2026-08-05T12:00:00Z\""}}}},"PrevHash":{}}}"#,
+        COMPUTED["block_timestamp"],
+        text(entry),
+        COMPUTED["peer_id"],
+        COMPUTED["genesis_hash"],
+    );
+    Block::from_json(json.as_bytes(), &Bounds::default()).expect("a block")
+}
+
+#[test]
+fn a_block_is_hashed_as_go_prints_it() {
+    assert_eq!(Block::default().checksum(), text(&COMPUTED["genesis_hash"]));
+    assert_eq!(signed_block().checksum(), text(&COMPUTED["block_hash"]));
+    assert!(
+        signed_block()
+            .to_json()
+            .contains(text(&COMPUTED["entry_json"]))
+    );
+}
+
+#[test]
+fn leaders_are_weighed_by_the_text_of_their_id() {
+    assert_eq!(
+        weight(text(&COMPUTED["peer_id"])),
+        COMPUTED["fnv1a32_peer"].as_u64().expect("a hash") as u32
+    );
+    for name in [
+        "leader_of_alpha_bravo_charlie",
+        "leader_of_node-01_node-02_node-03_node-04_node-05",
+    ] {
+        let ids = name.trim_start_matches("leader_of_").split('_');
+        assert_eq!(leader(ids), COMPUTED[name].as_str());
+    }
+}
+
+#[test]
+fn identities_and_gossip_signatures_are_those_of_libp2p() {
+    let keypair = keypair();
+    let peer = keypair.public().to_peer_id();
+    assert_eq!(peer.to_base58(), text(&COMPUTED["peer_id"]));
+    assert_eq!(peer.to_bytes(), hex(&COMPUTED["peer_id_bytes_hex"]));
+    assert_eq!(
+        keypair.to_protobuf_encoding().expect("encoded"),
+        hex(&COMPUTED["privkey_file_hex"])
+    );
+    let unsigned = hex(&COMPUTED["pubsub_unsigned_hex"]);
+    let signed = [b"libp2p-pubsub:", &*unsigned].concat();
+    let signature = keypair.sign(&signed).expect("signed");
+    assert_eq!(signature, hex(&COMPUTED["pubsub_signature_hex"]));
+    // The message carries the envelope of the vectors.
+    let envelope = text(&COMPUTED["envelope_json"]).as_bytes();
+    assert!(
+        unsigned
+            .windows(envelope.len())
+            .any(|part| part == envelope)
+    );
+}
+
+/// Every computed vector, and where it is looked at when not here.
+const COMPUTED_ELSEWHERE: &[(&str, &str)] = &[
+    ("dhcp_lease_filename", "not built: leases of EdgeVPN's DHCP"),
+    ("dns_value", "not built: the name service"),
+    ("ecdsa_prehash_ascii", "not built: PeerGuardian"),
+    ("ecdsa_private_key", "not built: PeerGuardian"),
+    ("ecdsa_public_key", "not built: PeerGuardian"),
+    ("ecdsa_sigs_annotation", "not built: PeerGuardian"),
+    ("pubsub_hello_rpc_hex", "frames: gossip.rs"),
+    ("pubsub_message_id_hex", "message ids: gossip.rs"),
+];
+
+#[test]
+fn no_computed_vector_is_left_unlooked_at() {
+    // Named in a test above, or in the table with its reason.
+    let here = include_str!("wire.rs");
+    for name in COMPUTED.as_object().expect("an object").keys() {
+        assert!(
+            here.contains(&format!("\"{name}\"")),
+            "{name} is not looked at"
+        );
+    }
+    for (name, reason) in COMPUTED_ELSEWHERE {
+        assert!(!COMPUTED[name].is_null(), "{name} ({reason}) is gone");
+    }
 }
