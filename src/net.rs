@@ -1,20 +1,20 @@
 //! What the rest of the program may ask of the network: a handle to the one task that drives the swarm.
 
-use std::{net::IpAddr, sync::Arc};
+use std::net::IpAddr;
 
 use futures::{StreamExt, stream::BoxStream};
 use libp2p::{Multiaddr, multiaddr::Protocol};
 use tokio::sync::watch;
 
-use crate::config::Snapshot;
-
 mod behaviour;
 mod boxed;
+mod discovery;
 mod driver;
 pub mod exchange;
 mod gate;
 pub mod heard;
 pub mod identity;
+mod mdns;
 mod peers;
 pub mod relay;
 pub mod streams;
@@ -22,11 +22,12 @@ mod transport;
 
 pub use driver::{Handle, ListenError, NetReport, StartError, start};
 pub use heard::Heard;
+pub use peers::{Counts, Found};
 
 /// Ready once at first and then once for each new snapshot; several at once count as one.
 pub(crate) type Changes = BoxStream<'static, ()>;
 
-pub(crate) fn changes(mut live: watch::Receiver<Arc<Snapshot>>) -> Changes {
+pub(crate) fn changes<T: Send + Sync + 'static>(mut live: watch::Receiver<T>) -> Changes {
     live.mark_changed();
     futures::stream::unfold(live, async |mut live| {
         live.changed().await.ok()?;

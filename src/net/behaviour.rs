@@ -11,8 +11,11 @@ use libp2p::{
 };
 use tokio::sync::watch;
 
-use super::{gate, peers, streams};
-use crate::config::{Limits, Snapshot};
+use super::{gate, mdns, peers, streams};
+use crate::{
+    acl::Membership,
+    config::{Limits, Snapshot},
+};
 
 /// What identify tells others this program is.
 const AGENT: &str = concat!("edgevpn/", env!("CARGO_PKG_VERSION"));
@@ -32,6 +35,7 @@ pub struct Behaviour {
     pub relay_client: relay::client::Behaviour,
     pub peers: peers::Behaviour,
     pub streams: streams::Behaviour,
+    pub mdns: mdns::Behaviour,
 }
 
 impl Behaviour {
@@ -39,7 +43,9 @@ impl Behaviour {
         keypair: &Keypair,
         relay_client: relay::client::Behaviour,
         live: watch::Receiver<Arc<Snapshot>>,
+        membership: watch::Receiver<Arc<Membership>>,
     ) -> Self {
+        let local = keypair.public().to_peer_id();
         let identify =
             identify::Config::new_with_signed_peer_record(PROTOCOL_VERSION.to_owned(), keypair)
                 .with_agent_version(AGENT.to_owned())
@@ -53,8 +59,9 @@ impl Behaviour {
             ping: ping::Behaviour::default(),
             relay: super::relay::Behaviour::new(keypair.clone(), live.clone()),
             relay_client,
-            peers: peers::Behaviour::new(live),
+            peers: peers::Behaviour::new(local, live.clone(), membership),
             streams: streams::Behaviour::new(),
+            mdns: mdns::Behaviour::new(local, live),
         }
     }
 }

@@ -23,6 +23,7 @@ use super::{
     boxed::Boxed,
     exchange::{self, Exchange},
     heard::{Ears, Heard},
+    peers::Found,
     relay, streams, transport,
 };
 use listeners::Listeners;
@@ -36,6 +37,7 @@ use crate::{
     task::{self, Task},
 };
 
+mod finding;
 mod listeners;
 mod port;
 mod record;
@@ -71,6 +73,7 @@ pub struct NetReport {
     /// What peers said and the ledger was too busy to hear, since the start.
     pub missed: u64,
     pub relay: Report,
+    pub found: Found,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +117,7 @@ enum Command {
     Undo(Vec<Multiaddr>),
     Report(oneshot::Sender<NetReport>),
     Impact(Arc<Config>, oneshot::Sender<Impact>),
+    Learnt(Vec<(PeerId, Vec<Multiaddr>)>),
     Drain,
     Idle(oneshot::Sender<()>),
 }
@@ -126,7 +130,12 @@ pub fn start(
     membership: watch::Receiver<Arc<Membership>>,
 ) -> Result<(Handle, mpsc::Receiver<Heard>), StartError> {
     let (connections, relay_client) = transport::build(keypair, &live)?;
-    let behaviour = Boxed(Behaviour::new(keypair, relay_client, live.clone()));
+    let behaviour = Boxed(Behaviour::new(
+        keypair,
+        relay_client,
+        live.clone(),
+        membership.clone(),
+    ));
     let streams = behaviour.streams.control();
     let local_peer = keypair.public().to_peer_id();
     let config = swarm::Config::with_tokio_executor()
@@ -222,6 +231,12 @@ impl Handle {
             .await
             .ok()
             .map(|newest| newest.1)
+    }
+
+    /// Addresses that members have published in the ledger. They replace what a member published before.
+    pub async fn learnt(&self, peers: Vec<(PeerId, Vec<Multiaddr>)>) {
+        // Gone when the node stops.
+        let _ = self.commands.send(Command::Learnt(peers)).await;
     }
 
     /// From now on nobody reserves and no circuit is opened.
@@ -325,6 +340,7 @@ impl Driver {
                 // Gone if the asker gave up.
                 let _ = reply.send(self.swarm.behaviour().relay.impact(&config));
             }
+            Command::Learnt(peers) => self.learnt(peers),
             Command::Drain => self.swarm.behaviour_mut().relay.drain(),
             Command::Idle(reply) => self.idle.push(reply),
         }
@@ -341,6 +357,7 @@ impl Driver {
             refused: self.refused,
             missed: self.ears.missed(),
             relay: self.swarm.behaviour().relay.report(),
+            found: self.swarm.behaviour().peers.report(),
         }
     }
 
@@ -390,6 +407,7 @@ impl Driver {
                 ..
             })) => self.identified(peer_id, &info),
             SwarmEvent::Behaviour(BehaviourEvent::Relay(event)) => self.relay_event(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => self.found_on_a_link(event),
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
                 peer,
                 connection,

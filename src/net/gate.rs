@@ -30,6 +30,8 @@ use tokio::sync::watch;
 use super::{Changes, changes, ip_of};
 use crate::config::{Block, Snapshot};
 
+pub mod scope;
+
 /// Reading the resident size costs about ten microseconds, so a flood of connections reads it this seldom.
 const MEMORY_AGE: Duration = Duration::from_millis(100);
 

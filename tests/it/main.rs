@@ -10,6 +10,7 @@ mod cli;
 mod house;
 mod invalid;
 mod lab;
+mod mdns;
 mod node;
 mod peers;
 mod reach;

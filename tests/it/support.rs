@@ -3,6 +3,7 @@
 pub mod dialogue;
 pub mod engine;
 pub mod files;
+pub mod net;
 pub mod node;
 pub mod relay;
 pub mod skip;
