@@ -2,6 +2,7 @@
 //! what EdgeVPN nodes really sent (`wire-vectors-live.json`).
 
 mod live;
+mod signatures;
 
 use edgevpn::{
     id::UnixTime,
@@ -229,7 +230,10 @@ fn bytes_are_sealed_and_enveloped_exactly() {
     let plain = text(&COMPUTED["seal_plain"]).as_bytes();
     let sealed = seal_bytes(plain, &key, nonce, &[]);
     assert_eq!(sealed, hex(&COMPUTED["sealed_hex"]));
-    assert_eq!(open_bytes(&sealed, &[key.clone()], &[]), Ok(plain.to_vec()));
+    assert_eq!(
+        open_bytes(&sealed, std::slice::from_ref(&key), &[]),
+        Ok(plain.to_vec())
+    );
     // What this envelope holds is no gzip: the layers above are peeled.
     let opened = open(
         text(&COMPUTED["envelope_json"]).as_bytes(),
