@@ -10,6 +10,7 @@ mod run;
 mod schema;
 mod status;
 mod text;
+mod token;
 mod validate;
 
 use crate::{
@@ -39,6 +40,7 @@ enum Command {
     Schema(schema::Args),
     Status(status::Args),
     Plan(plan::Args),
+    Token(token::Args),
     Validate(validate::Args),
 }
 
@@ -51,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::Schema(args) => schema::run(args),
         Command::Status(args) => asking(status::run(args)),
         Command::Plan(args) => asking(plan::run(args)),
+        Command::Token(args) => token::run(args),
         Command::Validate(args) => validate::run(args),
     }
 }

@@ -1,6 +1,7 @@
 //! The wire format against what was computed by hand (`tests/vectors/wire-vectors.json`, made by the script beside it) and
 //! what EdgeVPN nodes really sent (`wire-vectors-live.json`).
 
+mod command;
 mod live;
 mod signatures;
 
