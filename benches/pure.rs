@@ -16,7 +16,7 @@ use std::{
 };
 
 use edgevpn::{
-    acl::{Acl, Action, Audience, Entries, Entry, Mode, Operation, Rules, Subject},
+    acl::{Acl, Action, Audience, Entries, Entry, Mode, Operation, Rules, Standing, Subject},
     id::{Generation, Origin, PeerId},
     relay::{
         Admission, ConnectionKey, Limit, OnShrink, Rate, Resources, Settings, admission::Policy,
@@ -94,6 +94,7 @@ fn access(count: u32, mix: Mix, verdict: &mut Verdict) {
         connect: Audience::Anyone,
         reserve_origin: Origin::Default,
         connect_origin: Origin::Default,
+        bootstrap_origin: Origin::Default,
         mode: Mode::Enforce,
         entries,
         tests: Vec::new(),
@@ -109,7 +110,7 @@ fn access(count: u32, mix: Mix, verdict: &mut Verdict) {
     let ask = |name, verdict: &mut Verdict, question: &dyn Fn(u32) -> (PeerId, IpAddr)| {
         let questions: Vec<_> = (0..QUESTIONS).map(question).collect();
         let blocks = Blocks::time(&questions, |(peer, address)| {
-            black_box(acl.decide(Operation::Connect, peer, Some(*address)));
+            black_box(acl.decide(Operation::Connect, peer, Some(*address), Standing::Stranger));
         });
         verdict.blocks(name, blocks, MAX_DECISION);
     };
@@ -293,6 +294,7 @@ fn policy() -> Policy {
         connect: Audience::Anyone,
         reserve_origin: Origin::Default,
         connect_origin: Origin::Default,
+        bootstrap_origin: Origin::Default,
         mode: Mode::Enforce,
         entries: entries(1_000, Mix::All),
         tests: Vec::new(),

@@ -1,6 +1,7 @@
 //! The access decision: who may reserve a slot and who may open a circuit.
 //!
-//! One pure function for every caller: deny entry → refuse; allow entry → admit; `anyone` → admit; otherwise refuse.
+//! One pure function for every caller: deny entry → refuse; allow entry → admit; `anyone` → admit; `members` and a live
+//! member → admit; `members` and an open bootstrap window → admit as a guest; otherwise refuse.
 //! Peers are compared as canonical bytes, addresses as prefixes (an IPv4-mapped IPv6 address is IPv4; an IPv6 network
 //! that merely contains the mapped range, like `::/0`, is about IPv6 only).
 
@@ -30,6 +31,7 @@ pub struct Acl {
     connect: Audience,
     reserve_origin: Origin,
     connect_origin: Origin,
+    bootstrap_origin: Origin,
     mode: Mode,
     tests: Vec<Test>,
     sources: Sources,
@@ -67,6 +69,7 @@ impl Acl {
             connect: rules.connect,
             reserve_origin: rules.reserve_origin,
             connect_origin: rules.connect_origin,
+            bootstrap_origin: rules.bootstrap_origin,
             mode: rules.mode,
             tests: rules.tests,
             peers: Peers::of(&peers, |note| sources.action(note)),
@@ -82,7 +85,14 @@ impl Acl {
     /// Whether the rules admit this peer, and the rule that says so. `mode` is not asked: whoever enforces does that.
     ///
     /// `address` is where the peer is connected from; `None` (over a relay, or not connected) matches no network entry.
-    pub fn decide(&self, operation: Operation, peer: &PeerId, address: Option<IpAddr>) -> Decision {
+    /// `standing` is what the peer is to the network at this moment.
+    pub fn decide(
+        &self,
+        operation: Operation,
+        peer: &PeerId,
+        address: Option<IpAddr>,
+        standing: Standing,
+    ) -> Decision {
         let address = address.map(|address| address.to_canonical());
         let within = |networks: &Networks| networks.find(address?);
         let decided = match self.find_peer(peer) {
@@ -101,13 +111,33 @@ impl Acl {
             Operation::Reserve => (self.reserve, &self.reserve_origin),
             Operation::Connect => (self.connect, &self.connect_origin),
         };
+        let (admit, key, origin) = match (audience, standing) {
+            (Audience::Anyone, _) | (Audience::Members, Standing::Member) => {
+                (true, RuleKey::Audience(operation), origin)
+            }
+            (Audience::Members, Standing::Guest) => {
+                (true, RuleKey::Bootstrap, &self.bootstrap_origin)
+            }
+            (Audience::Members, Standing::Stranger) | (Audience::Listed, _) => {
+                (false, RuleKey::Audience(operation), origin)
+            }
+        };
         Decision {
-            admit: audience == Audience::Anyone,
+            admit,
             rule: RuleRef {
-                key: RuleKey::Audience(operation),
+                key,
                 origin: origin.clone(),
             },
         }
+    }
+
+    /// Whether the answer can depend on what the peer is to the network.
+    pub fn asks_for_members(&self, operation: Operation) -> bool {
+        let audience = match operation {
+            Operation::Reserve => self.reserve,
+            Operation::Connect => self.connect,
+        };
+        audience == Audience::Members
     }
 
     pub fn mode(&self) -> Mode {
@@ -121,7 +151,11 @@ impl Acl {
             let allow = test.allow.iter().map(|operation| (*operation, true));
             let deny = test.deny.iter().map(|operation| (*operation, false));
             for (operation, expected) in allow.chain(deny) {
-                let decision = self.decide(operation, &test.peer, test.address);
+                let standing = match test.member {
+                    true => Standing::Member,
+                    false => Standing::Stranger,
+                };
+                let decision = self.decide(operation, &test.peer, test.address, standing);
                 if decision.admit != expected {
                     failed.push(FailedTest {
                         name: test.name.clone(),
@@ -232,6 +266,8 @@ pub struct Rules {
     /// Where `acl.reserve` and `acl.connect` are set: a decision that rests on them names it.
     pub reserve_origin: Origin,
     pub connect_origin: Origin,
+    /// Where `acl.bootstrap` is set: what admits a guest.
+    pub bootstrap_origin: Origin,
     pub mode: Mode,
     /// Allow and deny entries together, in file order.
     pub entries: Entries,
@@ -257,6 +293,7 @@ impl fmt::Display for Operation {
 /// Who is admitted without an entry of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Audience {
+    Members,
     Listed,
     Anyone,
 }
@@ -269,6 +306,16 @@ pub enum Standing {
     /// Not a member, and the bootstrap window is open.
     Guest,
     Stranger,
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Standing::Member => "member",
+            Standing::Guest => "guest",
+            Standing::Stranger => "stranger",
+        })
+    }
 }
 
 /// Who is a member: one immutable view, published anew whenever the ledger changes it.
@@ -346,6 +393,8 @@ pub struct Test {
     pub peer: PeerId,
     /// `None`: as over a relay.
     pub address: Option<IpAddr>,
+    /// Whether it is a member of the network; the bootstrap window is closed.
+    pub member: bool,
     pub allow: Vec<Operation>,
     pub deny: Vec<Operation>,
     pub origin: Origin,
@@ -439,6 +488,7 @@ mod tests {
             connect: Audience::Anyone,
             reserve_origin: Origin::Env("EDGEVPN_RELAY_SERVICE_NETWORK_ONLY"),
             connect_origin: Origin::Default,
+            bootstrap_origin: Origin::Default,
             mode: Mode::Enforce,
             entries: numbered
                 .map(|(line, (action, subject))| entry(line, *action, subject))
@@ -453,7 +503,7 @@ mod tests {
 
     fn says(acl: &Acl, operation: Operation, number: u8, address: &str) -> String {
         let address = address.parse().ok();
-        let decision = acl.decide(operation, &peer(number), address);
+        let decision = acl.decide(operation, &peer(number), address, Standing::Stranger);
         let verb = if decision.admit { "admit" } else { "refuse" };
         format!("{verb}: {}", decision.rule)
     }
@@ -489,7 +539,8 @@ mod tests {
 
     #[test]
     fn an_empty_policy_admits_nobody_to_reserve() {
-        assert!(!acl(&[]).decide(Reserve, &peer(1), None).admit);
+        let decision = acl(&[]).decide(Reserve, &peer(1), None, Standing::Member);
+        assert!(!decision.admit);
     }
 
     #[test]
@@ -543,7 +594,7 @@ mod tests {
             let acl = Acl::compile(rules);
             assert_eq!(acl.entries().collect::<Vec<_>>(), [(Deny, entry)]);
             for other in peers {
-                let decision = acl.decide(Connect, &other, None);
+                let decision = acl.decide(Connect, &other, None, Standing::Stranger);
                 assert_eq!(decision.admit, other != listed, "{listed} {other}");
             }
         }
@@ -648,6 +699,7 @@ mod tests {
             name: name.into(),
             peer: peer(1),
             address: Some([203, 0, 113, 9].into()),
+            member: false,
             allow: allow.to_vec(),
             deny: deny.to_vec(),
             origin: Origin::Default,

@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -40,12 +40,14 @@ mod policy;
 mod resolve;
 mod rules;
 pub mod schema;
+mod secret;
 mod shape;
 pub mod units;
 
 pub use diagnostic::{Code, Diagnostic, Format, Severity};
 pub use document::LARGEST_FILE;
 pub use list::MOST_LINES;
+pub use names::LONGEST_TOKEN;
 pub use resolve::{Draft, parse};
 pub use schema::class_of;
 
@@ -278,6 +280,7 @@ impl Config {
             connect: Audience::Listed,
             reserve_origin: Origin::Default,
             connect_origin: Origin::Default,
+            bootstrap_origin: Origin::Default,
             mode: Mode::Enforce,
             entries: Entries::default(),
             tests: Vec::new(),
@@ -452,6 +455,72 @@ pub struct ListFile {
     pub path: PathBuf,
     /// The bytes, or why they could not be read.
     pub content: Result<Vec<u8>, String>,
+}
+
+/// A token file as its reader found it.
+#[derive(Clone, Debug)]
+pub struct SecretFile {
+    /// One of [`Draft::secret_files`].
+    pub path: PathBuf,
+    pub content: Result<Secret, SecretFault>,
+}
+
+/// What a token file holds, and who can get at it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    pub bytes: Vec<u8>,
+    /// Permission bits.
+    pub mode: u32,
+    /// Its owner, if that is neither root nor the user of this process.
+    pub foreign_owner: Option<u32>,
+}
+
+/// Why a token file is not used. Says nothing of what is in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretFault {
+    pub reason: String,
+    /// What to do.
+    pub help: String,
+}
+
+impl Secret {
+    /// Who but the owner has access that a secret does not bear. Its group may read it: that is how a service gets at what
+    /// an administrator keeps.
+    pub fn exposure(&self, path: &Path) -> Option<SecretFault> {
+        const OTHERS_READ: u32 = 0o004;
+        const OTHERS_WRITE: u32 = 0o022;
+        let path = path.display();
+        let mode = self.mode & 0o777;
+        let fault = |reason: String, help: String| Some(SecretFault { reason, help });
+        if let Some(owner) = self.foreign_owner {
+            return fault(
+                format!("{path} belongs to user {owner}, who can change it at will"),
+                format!("run: chown root {path}"),
+            );
+        }
+        if mode & OTHERS_WRITE != 0 {
+            return fault(
+                format!("others can write {path} (mode {mode:04o})"),
+                format!("run: chmod go-w,o-r {path}"),
+            );
+        }
+        if mode & OTHERS_READ != 0 {
+            return fault(
+                format!("anybody can read {path} (mode {mode:04o})"),
+                format!("run: chmod o-r {path}"),
+            );
+        }
+        None
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    /// Without the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Secret")
+            .field("mode", &format_args!("{:04o}", self.mode))
+            .finish_non_exhaustive()
+    }
 }
 
 /// The verdict on one file.

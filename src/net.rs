@@ -24,7 +24,7 @@ pub use driver::{Handle, ListenError, NetReport, StartError, start};
 pub use heard::Heard;
 pub use peers::{Counts, Found};
 
-/// Ready once at first and then once for each new snapshot; several at once count as one.
+/// Ready once at first and then once for each new value; several at once count as one. Ends with the sender.
 pub(crate) type Changes = BoxStream<'static, ()>;
 
 pub(crate) fn changes<T: Send + Sync + 'static>(mut live: watch::Receiver<T>) -> Changes {

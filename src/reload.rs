@@ -478,6 +478,11 @@ impl Engine {
                 files.push((path.clone(), Some(content.hash)));
             }
         }
+        for (path, hash) in &self.applied.fingerprint.secrets {
+            if !self.looked.secrets.contains_key(path) {
+                files.push((path.clone(), *hash));
+            }
+        }
         files
     }
 

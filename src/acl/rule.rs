@@ -28,6 +28,8 @@ pub enum RuleKey {
     List(Arc<str>),
     /// `acl.reserve` or `acl.connect`: no entry named the peer.
     Audience(Operation),
+    /// `acl.bootstrap`: a guest, admitted while the window is open.
+    Bootstrap,
 }
 
 impl fmt::Display for RuleRef {
@@ -43,6 +45,7 @@ impl fmt::Display for RuleKey {
             RuleKey::Deny => f.write_str("acl.deny"),
             RuleKey::List(name) => write!(f, "acl.list.{name}"),
             RuleKey::Audience(operation) => write!(f, "acl.{operation}"),
+            RuleKey::Bootstrap => f.write_str("acl.bootstrap"),
         }
     }
 }

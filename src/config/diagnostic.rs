@@ -16,7 +16,7 @@ macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $number:literal $severity:ident $summary:literal;)*) => {
         /// What a diagnostic is about. The number is stable, texts are not.
         ///
-        /// EV00xx syntax, 01xx keys and types, 02xx files, 04xx several keys together, 05xx acl, 06xx environment,
+        /// EV00xx syntax, 01xx keys and types, 02xx files, 03xx secrets, 04xx several keys together, 05xx acl, 06xx environment,
         /// 07xx version, 08xx applying.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Code { $($(#[$doc])* #[doc = $summary] $name,)* }
@@ -57,6 +57,14 @@ codes! {
     TooLarge = "EV0202" Error "a file is too large";
     HeldBack = "EV0203" Error "the file looks half-written";
 
+    SecretUnreadable = "EV0301" Error "a token cannot be read";
+    SecretExposed = "EV0302" Error "a token is not kept from others";
+    NotAToken = "EV0303" Error "what should be a token is none";
+    TwoTokens = "EV0304" Error "two keys name the token of the network";
+    NoToken = "EV0305" Error "a network has no token";
+    SecretInFile = "EV0306" Warning "a token stands in the configuration file";
+    SameToken = "EV0307" Warning "a token is accepted twice";
+
     DuplicateName = "EV0401" Error "two entries have the same identity";
     Contradiction = "EV0402" Error "two keys contradict each other";
     WithoutEffect = "EV0403" Warning "a value has no effect";
@@ -69,7 +77,7 @@ codes! {
 
     EnvironmentValue = "EV0601" Error "an environment variable has a wrong value";
     EnvironmentOverridden = "EV0602" Warning "an environment variable and the file disagree";
-    EnvironmentUnsupported = "EV0603" Error "an environment variable asks for what this version cannot do";
+    EnvironmentUnsupported = "EV0603" Error "an environment variable asks for what the file does not provide";
 
     NoVersion = "EV0701" Error "the version is missing";
     UnsupportedVersion = "EV0702" Error "the version is not supported";

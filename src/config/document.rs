@@ -17,6 +17,8 @@ use super::{
     literal::nearest,
 };
 
+mod conceal;
+
 /// A file larger than this is refused: 8 MiB, which a list file can hold instead.
 pub const LARGEST_FILE: usize = 8 << 20;
 
@@ -33,6 +35,8 @@ pub struct Text {
     /// Bytes before `text` that are not part of it: a byte order mark.
     base: usize,
     line_starts: Vec<usize>,
+    /// What is never shown.
+    secrets: Vec<Range<usize>>,
 }
 
 impl Text {
@@ -88,6 +92,7 @@ impl Text {
             .chain(newlines.map(|(at, _)| at + 1))
             .collect();
         Text {
+            secrets: conceal::secrets(&text),
             name,
             text,
             base,
@@ -143,7 +148,7 @@ impl Text {
             end: end + self.base,
             label: String::new(),
             excerpt: Some(Excerpt {
-                text: self.slice(from..to.max(from)).to_owned(),
+                text: conceal::masked(&self.text, from..to.max(from), &self.secrets),
                 offset: from + self.base,
             }),
         }
@@ -156,24 +161,27 @@ impl Text {
         }
     }
 
-    /// Replaces `span`.
-    pub fn patch(&self, span: Range<usize>, text: impl Into<String>) -> Patch {
-        Patch {
-            start: span.start + self.base,
-            end: span.end + self.base,
-            text: text.into(),
-        }
-    }
-
+    /// Replaces `span`; nothing if that would show a secret.
     pub fn fix(
         &self,
         message: impl Into<String>,
         span: Range<usize>,
         text: impl Into<String>,
     ) -> Help {
+        let shows = |secret: &Range<usize>| secret.start < span.end && span.start < secret.end;
+        let patch = (!self.secrets.iter().any(shows)).then(|| self.patch(span.clone(), text));
         Help {
             message: message.into(),
-            patches: vec![self.patch(span, text)],
+            patches: patch.into_iter().collect(),
+        }
+    }
+
+    /// Replaces `span`.
+    pub fn patch(&self, span: Range<usize>, text: impl Into<String>) -> Patch {
+        Patch {
+            start: span.start + self.base,
+            end: span.end + self.base,
+            text: text.into(),
         }
     }
 

@@ -13,6 +13,7 @@ use super::{
     check::{Tree, beyond},
     diagnostic::{Code, Diagnostic},
     document::Text,
+    names::TokenText,
     schema,
     shape::Shape,
 };
@@ -32,6 +33,9 @@ const VARIABLES: &[(&str, &str)] = &[
     ("EDGEVPN_RELAY_BUFFER_SIZE", "relay.resources.buffer_size"),
 ];
 
+/// The token itself, for a file that names none.
+pub const TOKEN: &str = "EDGEVPNTOKEN";
+
 /// True: members of a network only. False: anyone.
 const NETWORK_ONLY: &str = "EDGEVPN_RELAY_SERVICE_NETWORK_ONLY";
 
@@ -41,6 +45,7 @@ pub type Filled = BTreeMap<&'static str, &'static str>;
 /// Fills unset keys of the tree.
 pub fn fill(tree: &mut Tree, text: &Text, surroundings: &Surroundings) -> Filled {
     let mut filled = Filled::new();
+    fill_token(tree, surroundings, &mut filled);
     for (variable, key) in VARIABLES {
         let Some(written) = surroundings
             .env
@@ -50,7 +55,7 @@ pub fn fill(tree: &mut Tree, text: &Text, surroundings: &Surroundings) -> Filled
             continue;
         };
         let node = schema::leaf(key).unwrap_or(&Value::Null);
-        let value = match read(variable, written, node) {
+        let value = match read(variable, written, node, is_in_network(tree)) {
             Ok(value) => value,
             Err(_) if tree.index.is_set(key) => {
                 tree.diagnostics
@@ -73,10 +78,64 @@ pub fn fill(tree: &mut Tree, text: &Text, surroundings: &Surroundings) -> Filled
             filled.insert(key, variable);
         }
     }
+    fill_reserve(tree);
     filled
 }
 
-fn read(variable: &str, written: &str, node: &Value) -> Result<Value, Box<Diagnostic>> {
+/// The environment names the token when the file does not.
+fn fill_token(tree: &mut Tree, surroundings: &Surroundings, filled: &mut Filled) {
+    if is_in_network(tree) {
+        return;
+    }
+    let Some(token) = surroundings
+        .env
+        .get(TOKEN)
+        .filter(|token| !token.is_empty())
+    else {
+        return;
+    };
+    match token.parse::<TokenText>() {
+        Ok(TokenText(token)) => {
+            insert(&mut tree.values, "network.token", Value::from(token));
+            filled.insert("network.token", TOKEN);
+        }
+        Err(fault) => {
+            let message = format!("{TOKEN} is not a network token: {fault}");
+            let diagnostic = Diagnostic::new(Code::EnvironmentValue, message)
+                .expected("a token as `edgevpn token new` prints it")
+                .help(format!(
+                    "correct or unset {TOKEN}, or set `network.token_file`, which wins"
+                ));
+            tree.diagnostics.push(diagnostic.key("network.token"));
+        }
+    }
+}
+
+/// `acl.reserve` is for members where there are any, unless somebody says otherwise.
+fn fill_reserve(tree: &mut Tree) {
+    if is_in_network(tree)
+        && lookup(&tree.values, "acl.reserve").is_none()
+        && !tree.index.is_set("acl.reserve")
+    {
+        insert(&mut tree.values, "acl.reserve", Value::from("members"));
+    }
+}
+
+/// Whether something names a token, in whatever way.
+fn is_in_network(tree: &Tree) -> bool {
+    let network = tree.values.get("network").and_then(Value::as_object);
+    let named = |key: &str| network?.get(key)?.as_str().filter(|text| !text.is_empty());
+    ["token_file", "token_credential", "token_env", "token"]
+        .into_iter()
+        .any(|key| named(key).is_some())
+}
+
+fn read(
+    variable: &str,
+    written: &str,
+    node: &Value,
+    in_network: bool,
+) -> Result<Value, Box<Diagnostic>> {
     let shape = Shape::of(node);
     let wrong_but = |what: String, expected: String| {
         let message = format!("{variable}={written:?} {what}");
@@ -91,6 +150,7 @@ fn read(variable: &str, written: &str, node: &Value) -> Result<Value, Box<Diagno
     if variable == NETWORK_ONLY {
         return match switch(written) {
             Some(false) => Ok(Value::from("anyone")),
+            Some(true) if in_network => Ok(Value::from("members")),
             Some(true) => Err(Box::new(no_members(written))),
             None => Err(wrong_but(
                 "is not true or false".to_owned(),
@@ -139,11 +199,11 @@ fn read(variable: &str, written: &str, node: &Value) -> Result<Value, Box<Diagno
 }
 
 fn no_members(written: &str) -> Diagnostic {
-    let message = format!(
-        "{NETWORK_ONLY}={written:?} cannot be served: this version knows no members of a network"
-    );
-    Diagnostic::new(Code::EnvironmentUnsupported, message)
-        .help("unset it and list the peers in `acl.allow`, or set it to false to admit anyone")
+    let message =
+        format!("{NETWORK_ONLY}={written:?} asks for members, and this node is in no network");
+    Diagnostic::new(Code::EnvironmentUnsupported, message).help(format!(
+        "name the token of the network in `network.token_file` or by {TOKEN}, or unset {NETWORK_ONLY}"
+    ))
 }
 
 /// What Go's `strconv.ParseBool` accepts, since these variables come from a Go program.

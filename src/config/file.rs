@@ -16,12 +16,14 @@ use super::{
 use std::time::Duration;
 
 mod access;
+mod network;
 mod operation;
 mod relay;
 
 pub use access::{
     AccessFile, ActionFile, AudienceFile, ListFile, ModeFile, OperationFile, TestFile,
 };
+pub use network::{DiscoveryFile, LedgerFile, NetworkFile};
 pub use operation::{ApiFile, LimitsFile, LogFile, ReloadFile};
 pub use relay::{OnShrinkFile, RelayFile, ResourcesFile};
 
@@ -42,10 +44,21 @@ pub struct File {
     #[validate(nested)]
     pub node: NodeFile,
 
+    /// The private network this node is a member of. Without this section it is in none: there are no members and no
+    /// ledger.
+    #[serde(default)]
+    #[validate(nested)]
+    pub network: NetworkFile,
+
     /// Connections: where to listen, what to tell others, whom to keep away.
     #[serde(default)]
     #[validate(nested)]
     pub transport: TransportFile,
+
+    /// How members find each other.
+    #[serde(default)]
+    #[validate(nested)]
+    pub discovery: DiscoveryFile,
 
     /// Peers that are always dialled and kept. One `[[peer]]` table each; an id appears once.
     #[serde(default)]
@@ -63,6 +76,11 @@ pub struct File {
     #[serde(default)]
     #[validate(nested)]
     pub acl: AccessFile,
+
+    /// The shared ledger: what members tell each other, and how long it counts.
+    #[serde(default)]
+    #[validate(nested)]
+    pub ledger: LedgerFile,
 
     /// What this node spends on connections.
     #[serde(default)]
@@ -143,6 +161,18 @@ pub struct TransportFile {
     #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub announce: Vec<PublicAddress>,
 
+    /// Ask the router of this site to forward the ports of the listeners (UPnP), and announce what it opened.
+    ///
+    /// Example: `port_mapping = false`.
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
+    pub port_mapping: bool,
+
+    /// Turn connections that go through a relay into direct ones where the routers between allow it (DCUtR).
+    ///
+    /// Example: `hole_punch = false`.
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
+    pub hole_punch: bool,
+
     /// How long an outgoing connection may take until it is secured and multiplexed.
     ///
     /// Example: `dial_timeout = "5s"`.
@@ -172,6 +202,8 @@ impl Default for TransportFile {
                 .filter_map(|address| address.parse().ok())
                 .collect(),
             announce: Vec::new(),
+            port_mapping: true,
+            hole_punch: true,
             dial_timeout: Span(Duration::from_secs(15)),
             block: Vec::new(),
         }

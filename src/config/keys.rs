@@ -9,6 +9,7 @@ use super::{
     check::join,
     environment::Filled,
     resolve::{Place, View},
+    secret::Secrets,
 };
 use crate::id::Origin;
 
@@ -33,8 +34,9 @@ impl Origins<'_> {
     }
 }
 
-/// All keys of the file, set or not. What the file leaves to the host is filled in from `place`.
-pub fn effective(origins: &Origins<'_>, place: &Place) -> Keys {
+/// All keys of the file, set or not. What the file leaves to the host is filled in from `place`, and tokens are told by
+/// their fingerprints: a token whose content changes is a change, and one that moves to another place is none.
+pub fn effective(origins: &Origins<'_>, place: &Place, secrets: &Secrets) -> Keys {
     let mut keys = BTreeMap::new();
     // The file was made from JSON of this very form.
     let values = serde_json::to_value(origins.view.file).unwrap_or_default();
@@ -56,7 +58,29 @@ pub fn effective(origins: &Origins<'_>, place: &Place) -> Keys {
     if let Some(socket) = &place.socket {
         host("api.listen", format!("unix:{}", socket.display()), None);
     }
+    conceal(origins, secrets, &mut keys);
     Keys(keys)
+}
+
+/// Puts `network.token`, the fingerprint, in the place of the four keys of which one names the token.
+fn conceal(origins: &Origins<'_>, secrets: &Secrets, keys: &mut BTreeMap<String, Effective>) {
+    for way in ["token_file", "token_credential", "token_env"] {
+        keys.remove(&format!("network.{way}"));
+    }
+    let network = secrets.network.as_ref();
+    let own = network.map_or_else(String::new, |network| {
+        network.token.fingerprint().to_string()
+    });
+    let token = Effective {
+        value: Value::from(own),
+        origin: origins.of(secrets.key.unwrap_or("network.token")),
+    };
+    keys.insert("network.token".to_owned(), token);
+    if let Some(accepted) = keys.get_mut("network.accept_token_files") {
+        let tokens = network.into_iter().flat_map(|network| &network.accepted);
+        let told = tokens.map(|token| Value::from(token.fingerprint().to_string()));
+        accepted.value = told.collect();
+    }
 }
 
 /// `path` is where the value stands in the file, `key` what it is called: tables of an array go by identity there.

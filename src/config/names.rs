@@ -9,6 +9,10 @@ use std::{
 use ipnet::IpNet;
 use libp2p::{Multiaddr, multiaddr::Protocol};
 
+mod secret;
+
+pub use secret::{CredentialName, LONGEST_TOKEN, PathName, TokenText, VariableName};
+
 use crate::{
     acl::Subject,
     config::literal::{Fault, Literal, literal, nearest},
@@ -50,6 +54,10 @@ pub struct ApiAddress(pub Option<String>);
 /// Log directives: `info`, `warn,edgevpn::relay=debug`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directives(pub String);
+
+/// An address of a peer that ends in its id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerWithAddress(pub Multiaddr);
 
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
 
@@ -252,6 +260,40 @@ impl FromStr for PeerAddress {
 
     fn from_str(text: &str) -> Result<Self, Fault> {
         dialable(text).map(PeerAddress)
+    }
+}
+
+impl Literal for PeerWithAddress {
+    const KIND: &'static str = "peer-with-address";
+    const NOUN: &'static str = "an address of a peer with its id";
+    const EXPECTED: &'static str = "an address to dial that ends in /p2p/<id>, such as \"/dns4/hub.example.org/tcp/4501/p2p/12D3KooW…\"";
+    const PATTERN: &'static str =
+        "^/(ip4|ip6|dns|dns4|dns6|dnsaddr)/[^/]+(/(tcp|udp)/[0-9]{1,5}(/.+)?)?/p2p/[^/]+$";
+}
+
+impl FromStr for PeerWithAddress {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        let address = multiaddr(text)?;
+        // A name that leads to addresses of this very peer (`_dnsaddr.` records).
+        let by_name = match address.iter().collect::<Vec<_>>().as_slice() {
+            [Protocol::Dnsaddr(_), Protocol::P2p(_)] => true,
+            [Protocol::Dnsaddr(_), ..] => return Err(Fault::new("no /p2p/<id> after the name")),
+            _ => false,
+        };
+        let address = if by_name { address } else { dialable(text)? };
+        match trailing_peer(&address) {
+            Some(_) => Ok(PeerWithAddress(address)),
+            None => Err(Fault::new("no /p2p/<id> at the end")),
+        }
+    }
+}
+
+impl PeerWithAddress {
+    /// The peer and the address without it.
+    pub fn parts(&self) -> Option<(PeerId, Multiaddr)> {
+        Some((trailing_peer(&self.0)?, without_peer(&self.0)))
     }
 }
 
@@ -473,6 +515,7 @@ displayed! {
     ListenAddress: |address| address;
     PublicAddress: |address| address;
     PeerAddress: |address| address;
+    PeerWithAddress: |address| address;
     Directives: |text| text;
     MaybeAddress: |address| address.map(|address| address.to_string()).unwrap_or_default();
     MaybeSocket: |socket| socket.map(|socket| socket.to_string()).unwrap_or_default();
@@ -484,6 +527,7 @@ literal!(PeerOrNetwork);
 literal!(ListenAddress);
 literal!(PublicAddress);
 literal!(PeerAddress);
+literal!(PeerWithAddress);
 literal!(MaybeAddress);
 literal!(MaybeSocket);
 literal!(ApiAddress);

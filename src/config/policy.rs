@@ -71,6 +71,7 @@ pub fn compile(origins: &Origins<'_>, directory: &Path, files: &[ListFile], soun
         connect: audience(access.connect),
         reserve_origin: origins.of("acl.reserve"),
         connect_origin: origins.of("acl.connect"),
+        bootstrap_origin: origins.of("acl.bootstrap"),
         mode: match access.mode {
             ModeFile::Enforce => Mode::Enforce,
             ModeFile::Shadow => Mode::Shadow,
@@ -126,6 +127,7 @@ fn tests(origins: &Origins<'_>) -> Vec<Test> {
             name: test.name.clone(),
             peer: test.peer.0,
             address: test.address.0,
+            member: test.member,
             allow: test.allow.iter().copied().map(operation).collect(),
             deny: test.deny.iter().copied().map(operation).collect(),
             origin: origins.of(&format!("acl.test[{at}]")),
@@ -142,6 +144,7 @@ pub fn operation(operation: OperationFile) -> Operation {
 
 fn audience(audience: AudienceFile) -> Audience {
     match audience {
+        AudienceFile::Members => Audience::Members,
         AudienceFile::Listed => Audience::Listed,
         AudienceFile::Anyone => Audience::Anyone,
     }

@@ -8,16 +8,16 @@ use std::{
 use validator::Validate;
 
 use super::{
-    Access, AccessList, Api, Block, Checked, Config, Limits, ListFile, Log, Node, Peer, Reload,
-    Source, Summary, Surroundings, Transport,
+    Access, AccessList, Api, Block, Checked, Config, Discovery, Ledger, Limits, ListFile, Log,
+    Node, Peer, RelayClient, Reload, SecretFile, Source, Summary, Surroundings, Transport,
     check::{self, Tree},
     diagnostic::{Code, Diagnostic},
     document::{self, Text},
     environment::{self, Filled},
     file::{ActionFile, File, OnShrinkFile, RelayFile},
     keys,
-    names::{PeerOrNetwork, without_peer},
-    policy, rules,
+    names::{PeerOrNetwork, PeerWithAddress, without_peer},
+    policy, rules, secret,
     units::{Bandwidth, PerSpan, Size, Span, SpanOrOff},
 };
 use crate::{
@@ -34,6 +34,7 @@ pub struct Draft {
     filled: Filled,
     /// Present when all values are usable; some may still contradict each other.
     file: Option<File>,
+    secrets: Vec<SecretFile>,
     surroundings: Surroundings,
 }
 
@@ -45,6 +46,7 @@ pub fn parse(source: Source, surroundings: &Surroundings) -> Draft {
         tree: Tree::default(),
         filled: Filled::new(),
         file: None,
+        secrets: Vec::new(),
         surroundings: surroundings.clone(),
     };
     let text = match Text::read(source) {
@@ -93,6 +95,17 @@ impl Draft {
         paths
     }
 
+    /// The files that hold tokens. What is in them must not be shown to anybody.
+    pub fn secret_files(&self) -> Vec<PathBuf> {
+        let file = self.file.as_ref();
+        file.map_or_else(Vec::new, |file| secret::files(file, &self.surroundings))
+    }
+
+    /// Takes the contents of [`Draft::secret_files`].
+    pub fn with_secrets(self, secrets: Vec<SecretFile>) -> Draft {
+        Draft { secrets, ..self }
+    }
+
     /// The verdict, given the contents of [`Draft::list_files`].
     pub fn resolve(self, lists: Vec<ListFile>) -> Checked {
         let Draft {
@@ -101,6 +114,7 @@ impl Draft {
             tree,
             filled,
             file,
+            secrets,
             surroundings,
         } = self;
         let Tree {
@@ -119,22 +133,32 @@ impl Draft {
             let is_sound =
                 |diagnostics: &[Diagnostic]| !diagnostics.iter().any(Diagnostic::is_error);
             diagnostics.extend(rules::check(&view, is_sound(&diagnostics)));
-            let directory = &surroundings.directory;
-            let sound = is_sound(&diagnostics);
+            let is_sound =
+                |diagnostics: &[Diagnostic]| !diagnostics.iter().any(Diagnostic::is_error);
+            diagnostics.extend(rules::check(&view, is_sound(&diagnostics)));
             let origins = keys::Origins {
                 view,
                 filled: &filled,
             };
+            let (secrets, findings) =
+                secret::find(&origins, &surroundings, &secrets, is_sound(&diagnostics));
+            diagnostics.extend(findings);
+            if let Some(network) = &secrets.network {
+                diagnostics.extend(secret::overridden(&origins, &surroundings, network));
+            }
+            let directory = &surroundings.directory;
+            let sound = is_sound(&diagnostics);
             let policy = policy::compile(&origins, directory, &lists, sound);
             diagnostics.extend(policy.diagnostics);
             let place = Place::of(&file, &surroundings);
             diagnostics.extend(rules::check_socket(&view, place.socket.as_deref()));
             summary = policy.summary;
-            let keys = keys::effective(&origins, &place);
+            let keys = keys::effective(&origins, &place, &secrets);
             summary.keys = keys.set_in_file();
             config = Some(Config {
                 keys,
                 acl: Arc::new(policy.acl),
+                network: secrets.network,
                 ..assemble(&file, place, directory)
             });
         }
@@ -213,8 +237,8 @@ fn assemble(file: &File, place: Place, directory: &Path) -> Config {
                 .map(|address| address.0.clone())
                 .collect(),
             dial_timeout: file.transport.dial_timeout.0,
-            port_mapping: false,
-            hole_punch: false,
+            port_mapping: file.transport.port_mapping,
+            hole_punch: file.transport.hole_punch,
             block: block(&file.transport.block),
         },
         peers: file
@@ -232,7 +256,7 @@ fn assemble(file: &File, place: Place, directory: &Path) -> Config {
         relay: relay_settings(&file.relay),
         access: Access {
             refresh: file.acl.refresh.0,
-            bootstrap: std::time::Duration::ZERO,
+            bootstrap: file.acl.bootstrap.0,
             lists: file
                 .acl
                 .list
@@ -244,6 +268,26 @@ fn assemble(file: &File, place: Place, directory: &Path) -> Config {
                     max_stale: list.max_stale.0,
                 })
                 .collect(),
+        },
+        discovery: Discovery {
+            bootstrap_peers: by_peer(&file.discovery.bootstrap_peers),
+            mdns: file.discovery.mdns,
+            dht: file.discovery.dht,
+            dht_interval: file.discovery.dht_interval.0,
+        },
+        ledger: Ledger {
+            ownership: file.ledger.ownership,
+            heartbeat: file.ledger.heartbeat.0,
+            quota_entries: file.ledger.quota_entries,
+            quota_bytes: file.ledger.quota_bytes.0,
+            ownership_ttl: file.ledger.ownership_ttl.0,
+            announce_interval: file.ledger.announce_interval.0,
+            sync_interval: file.ledger.sync_interval.0,
+        },
+        relay_client: RelayClient {
+            enabled: file.relay.client,
+            peers: by_peer(&file.relay.peers),
+            static_only: file.relay.static_only,
         },
         limits: Limits {
             connections: limits.connections,
@@ -272,6 +316,21 @@ fn assemble(file: &File, place: Place, directory: &Path) -> Config {
         },
         ..Config::empty()
     }
+}
+
+/// Addresses that end in an id, as peers; one that is named several times has several addresses.
+fn by_peer(written: &[PeerWithAddress]) -> Vec<Peer> {
+    let mut peers: Vec<Peer> = Vec::new();
+    for (id, address) in written.iter().filter_map(PeerWithAddress::parts) {
+        match peers.iter_mut().find(|peer| peer.id == id) {
+            Some(peer) => peer.addresses.push(address),
+            None => peers.push(Peer {
+                id,
+                addresses: vec![address],
+            }),
+        }
+    }
+    peers
 }
 
 fn block(entries: &[PeerOrNetwork]) -> Block {

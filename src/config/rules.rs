@@ -25,8 +25,11 @@ pub fn check(view: &View<'_>, sound: bool) -> Vec<Diagnostic> {
     let mut found = Found::default();
     peers(view, &mut found);
     listeners(view, &mut found);
+    relays(view, &mut found);
     names(view, &mut found);
     if sound {
+        members(view, &mut found);
+        ledger(view, &mut found);
         tests(view, &mut found);
         resources(view, &mut found);
         access(view, &mut found);
@@ -69,14 +72,19 @@ pub fn check_socket(view: &View<'_>, socket: Option<&Path>) -> Option<Diagnostic
 
 impl View<'_> {
     /// Points the diagnostic at the value of a key, if the file sets it.
-    fn mark(&self, diagnostic: Diagnostic, path: &str, label: &str) -> Diagnostic {
+    pub(super) fn mark(&self, diagnostic: Diagnostic, path: &str, label: &str) -> Diagnostic {
         match self.index.spot(path) {
             Some(spot) => diagnostic.at(self.text.label(spot.value.clone(), label)),
             None => diagnostic,
         }
     }
 
-    fn mark_related(&self, diagnostic: Diagnostic, path: &str, label: &str) -> Diagnostic {
+    pub(super) fn mark_related(
+        &self,
+        diagnostic: Diagnostic,
+        path: &str,
+        label: &str,
+    ) -> Diagnostic {
         match self.index.spot(path) {
             Some(spot) => diagnostic.related(self.text.label(spot.value.clone(), label)),
             None => diagnostic,
@@ -195,6 +203,32 @@ fn listeners(view: &View<'_>, found: &mut Found) {
                 .help("give one of them another port");
         let diagnostic = view.mark(diagnostic, "api.metrics", "the port is taken");
         found.push(view.mark_related(diagnostic, first, "taken here"));
+    }
+}
+
+/// A relay refuses reservations that come over another relay.
+fn relays(view: &View<'_>, found: &mut Found) {
+    for (at, relay) in view.file.relay.peers.iter().enumerate() {
+        if relay.0.iter().any(|part| part == Protocol::P2pCircuit) {
+            let path = format!("relay.peers[{at}]");
+            let diagnostic = Diagnostic::new(
+                Code::Contradiction,
+                "a slot is not reserved through another relay",
+            )
+            .key(&path)
+            .help("name an address at which this relay is reached directly");
+            found.push(view.mark(diagnostic, &path, "leads through a relay"));
+        }
+    }
+    let relay = &view.file.relay;
+    if relay.static_only && relay.client && relay.peers.is_empty() {
+        let diagnostic = Diagnostic::new(
+            Code::WithoutEffect,
+            "this node reserves nowhere: only relays in `relay.peers` are used, and there are none",
+        )
+        .key("relay.static_only")
+        .help("name relays in `relay.peers`, or set relay.client = false");
+        found.push(view.mark(diagnostic, "relay.static_only", "no relay is named"));
     }
 }
 
@@ -368,6 +402,71 @@ fn access(view: &View<'_>, found: &mut Found) {
         let diagnostic = view.mark(diagnostic, "relay.service", "on, but for nobody");
         found.push(view.mark_related(diagnostic, "acl.reserve", "only those who are listed"));
     }
+}
+
+/// There are members in a network only, and guests where members are asked for.
+fn members(view: &View<'_>, found: &mut Found) {
+    let access = &view.file.acl;
+    let in_network = super::secret::is_in_network(&view.file.network);
+    let for_members = [
+        ("acl.reserve", access.reserve),
+        ("acl.connect", access.connect),
+    ]
+    .map(|(key, audience)| (key, audience == AudienceFile::Members));
+    for (key, wanted) in for_members {
+        if !wanted || in_network || !view.index.is_set(key) {
+            continue;
+        }
+        let diagnostic = Diagnostic::new(
+            Code::Contradiction,
+            format!("`{key}` is for members, and this node is in no network"),
+        )
+        .key(key)
+        .help("name the token of the network: [network] token_file = \"/etc/edgevpn/token\"; or set \"listed\" or \"anyone\"");
+        found.push(view.mark(diagnostic, key, "there are no members"));
+    }
+    if !view.index.is_set("acl.bootstrap") {
+        return;
+    }
+    if !in_network {
+        let diagnostic = Diagnostic::new(
+            Code::Contradiction,
+            "`acl.bootstrap` waits for members, and this node is in no network",
+        )
+        .key("acl.bootstrap")
+        .help("name the token of the network: [network] token_file = \"/etc/edgevpn/token\"; or remove the key");
+        found.push(view.mark(diagnostic, "acl.bootstrap", "there are no members"));
+    } else if for_members.iter().all(|(_, wanted)| !wanted) {
+        let diagnostic = Diagnostic::new(
+            Code::WithoutEffect,
+            "`acl.bootstrap` has no effect: neither `acl.reserve` nor `acl.connect` asks for members",
+        )
+        .key("acl.bootstrap")
+        .help("remove it, or set acl.reserve = \"members\"");
+        let diagnostic = view.mark(diagnostic, "acl.bootstrap", "nobody waits for members");
+        found.push(view.mark_related(diagnostic, "acl.reserve", "not for members"));
+    }
+}
+
+/// A member that misses one heartbeat must not drop out.
+fn ledger(view: &View<'_>, found: &mut Found) {
+    let ledger = &view.file.ledger;
+    if ledger.ownership_ttl.0 >= ledger.heartbeat.0.saturating_mul(2) {
+        return;
+    }
+    let diagnostic = Diagnostic::new(
+        Code::Contradiction,
+        "`ledger.ownership_ttl` is shorter than two heartbeats: a member that is late once drops out",
+    )
+    .key("ledger.ownership_ttl")
+    .expected(format!("at least twice `heartbeat` ({}); four times is usual", ledger.heartbeat))
+    .help("raise `ownership_ttl`, in the whole network, or lower `heartbeat`");
+    let [first, second] = match view.index.is_set("ledger.ownership_ttl") {
+        true => ["ledger.ownership_ttl", "ledger.heartbeat"],
+        false => ["ledger.heartbeat", "ledger.ownership_ttl"],
+    };
+    let diagnostic = view.mark(diagnostic, first, "two of these do not fit");
+    found.push(view.mark_related(diagnostic, second, "the other one"));
 }
 
 /// An entry that stands in a list twice was meant to be another one, or is a leftover.

@@ -57,7 +57,7 @@ impl Behaviour {
             limits,
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::default(),
-            relay: super::relay::Behaviour::new(keypair.clone(), live.clone()),
+            relay: super::relay::Behaviour::new(keypair.clone(), live.clone(), membership.clone()),
             relay_client,
             peers: peers::Behaviour::new(local, live.clone(), membership),
             streams: streams::Behaviour::new(),

@@ -23,7 +23,8 @@ impl Node {
         let known = relay.peers.iter().find(|known| known.peer == name);
         let seen = known.and_then(|known| known.address.parse().ok());
         let acl = &snapshot.config.acl;
-        let decision = acl.decide(operation, &peer, address.or(seen));
+        let standing = self.net.membership().standing(&peer);
+        let decision = acl.decide(operation, &peer, address.or(seen), standing);
         let links = self.net.streams().links(peer);
         Explanation {
             node: snapshot.config.node.name.clone(),
@@ -49,6 +50,7 @@ impl Node {
                     .circuits_as_source
                     .saturating_add(known.circuits_as_destination)
             }),
+            standing: standing.to_string(),
             ..Explanation::default()
         }
     }

@@ -5,7 +5,7 @@
 //! are held: nothing here walks through them except a change of policy and a report.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -14,7 +14,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    acl::{Acl, Decision, Mode, RuleRef},
+    acl::{Acl, Decision, Membership, Mode, RuleRef},
     id::{Generation, PeerId, PeerMap},
     relay::{Buffers, CircuitLimits, Refusal, Settings},
 };
@@ -24,6 +24,7 @@ mod circuits;
 mod deadlines;
 mod departed;
 mod effect;
+mod guests;
 mod harness;
 mod peer;
 mod reservations;
@@ -31,6 +32,7 @@ mod settle;
 
 pub use circuits::{MAX_HANDSHAKES, MAX_HANDSHAKES_OF_SOURCE, MAX_HANDSHAKES_TO_DESTINATION};
 pub use effect::{Cut, Effect, Ended};
+pub use guests::{GUEST_TTL, MAX_GUESTS};
 pub use settle::{Impact, Settled};
 
 use circuits::Circuit;
@@ -80,12 +82,15 @@ pub struct Ticket {
 #[derive(Debug)]
 pub struct Admission {
     policy: Policy,
+    membership: Arc<Membership>,
     stopping: bool,
     /// Peers with a connection or a circuit. Boxed, so that a table that grows moves little.
     peers: PeerMap<Box<Peer>>,
     /// Reservations by the prefix they were made from.
     prefixes: HashMap<IpNet, u32>,
     reservations: u32,
+    /// Holders that are admitted by the bootstrap window alone.
+    guests: BTreeSet<PeerId>,
     deadlines: Deadlines,
     circuits: BTreeMap<CircuitId, Circuit>,
     established: u32,
@@ -100,13 +105,16 @@ pub struct Admission {
 }
 
 impl Admission {
+    /// Nobody is a member until [`set_membership`](Self::set_membership) says otherwise.
     pub fn new(policy: Policy) -> Self {
         Self {
             policy,
+            membership: Arc::default(),
             stopping: false,
             peers: PeerMap::default(),
             prefixes: HashMap::new(),
             reservations: 0,
+            guests: BTreeSet::new(),
             deadlines: Deadlines::default(),
             circuits: BTreeMap::new(),
             established: 0,

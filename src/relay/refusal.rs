@@ -24,6 +24,8 @@ pub enum Refusal {
     NodeFull { cap: u32 },
     #[error("{cap} reservations are held from {prefix} (relay.resources.max_reservations_per_ip)")]
     AddressFull { prefix: IpNet, cap: u32 },
+    #[error("{cap} reservations are held by peers that are no members (acl.bootstrap)")]
+    GuestsFull { cap: u32 },
     #[error("too many {operation} requests, the next one in {retry_after:?} (relay.resources.{key})", key = rate_key(*.operation))]
     TooFast {
         operation: Operation,
@@ -64,7 +66,9 @@ impl Refusal {
             | Refusal::Stopping
             | Refusal::Relayed
             | Refusal::ToItself => Status::PermissionDenied,
-            Refusal::NodeFull { .. } | Refusal::AddressFull { .. } => Status::ReservationRefused,
+            Refusal::NodeFull { .. } | Refusal::AddressFull { .. } | Refusal::GuestsFull { .. } => {
+                Status::ReservationRefused
+            }
             Refusal::TooFast { .. }
             | Refusal::SourceFull { .. }
             | Refusal::DestinationFull { .. }
@@ -89,6 +93,7 @@ impl Refusal {
             Refusal::ToItself => "to_itself",
             Refusal::NodeFull { .. } => "node_full",
             Refusal::AddressFull { .. } => "address_full",
+            Refusal::GuestsFull { .. } => "guests_full",
             Refusal::TooFast { .. } => "too_fast",
             Refusal::SourceFull { .. } => "source_full",
             Refusal::DestinationFull { .. } => "destination_full",

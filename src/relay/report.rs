@@ -12,6 +12,8 @@ pub struct Report {
     /// No new reservations or circuits: the node is stopping.
     pub stopping: bool,
     pub reservations: u32,
+    /// Those among them that only the bootstrap window admits.
+    pub guests: u32,
     /// `relay.resources.max_reservations`.
     pub max_reservations: u32,
     /// Established circuits, those that drain included.

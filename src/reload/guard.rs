@@ -13,7 +13,7 @@ use std::{
 };
 
 /// Sections without which a node is more open or harder to correct. Whoever wants to be rid of one says so with `--force`.
-const SECTIONS: [&str; 3] = ["acl", "limits", "reload"];
+const SECTIONS: [&str; 4] = ["acl", "network", "limits", "reload"];
 
 /// What a candidate has lost against the applied file.
 #[derive(Clone, Debug, PartialEq, Eq)]

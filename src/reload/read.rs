@@ -1,9 +1,9 @@
 //! Reads a configuration file and its list files: regular files only, bounded, never waiting for a writer.
 
 pub use super::sight::check;
-use crate::config::{Code, Diagnostic};
+use crate::config::{Code, Diagnostic, LONGEST_TOKEN, Secret, SecretFault, units::Size};
 use rustix::{
-    fs::{FileType, Mode, OFlags},
+    fs::{FileType, Mode, OFlags, Stat},
     io::Errno,
 };
 use sha2::{Digest, Sha256};
@@ -74,7 +74,7 @@ pub enum Unreadable {
     Loop(PathBuf),
     #[error("{} may not be read by this user", .0.display())]
     Denied(PathBuf),
-    #[error("{} is larger than {} MiB", .path.display(), .cap >> 20)]
+    #[error("{} is larger than {}", .path.display(), Size(*.cap))]
     TooLarge { path: PathBuf, cap: u64 },
     #[error("{} cannot be read: {reason}", .path.display())]
     Failed { path: PathBuf, reason: String },
@@ -109,7 +109,12 @@ impl Unreadable {
             Unreadable::TooLarge { .. } => Diagnostic::new(Code::TooLarge, self.to_string()),
             _ => Diagnostic::new(Code::Unreadable, self.to_string()),
         };
-        finding.in_file(name).help(match self {
+        finding.in_file(name).help(self.remedy())
+    }
+
+    /// What to do about it.
+    fn remedy(&self) -> String {
+        match self {
             Unreadable::Missing(_) => {
                 "check the path, and that the directory it lies in is mounted".to_owned()
             }
@@ -130,13 +135,50 @@ impl Unreadable {
                     path.display()
                 )
             }
-        })
+        }
     }
 }
 
 /// Reads `path` if it is, or leads to, a regular file of at most `cap` bytes. Blocks for the disk, never for a FIFO, a device
 /// or a lease.
 pub fn read(path: &Path, cap: u64) -> Result<Content, Unreadable> {
+    let (bytes, about) = whole(path, cap)?;
+    Ok(Content {
+        orphaned: about.st_nlink == 0,
+        ..Content::from(bytes)
+    })
+}
+
+/// Reads a file that holds a token, and says who else can get at it. What goes wrong is told without what is in it.
+pub fn read_secret(path: &Path) -> Result<Secret, SecretFault> {
+    let (bytes, about) = whole(path, LONGEST_TOKEN as u64).map_err(|unreadable| {
+        let help = match &unreadable {
+            Unreadable::Missing(_) => {
+                format!(
+                    "write the token there (mode 0600): edgevpn token new > {}",
+                    path.display()
+                )
+            }
+            Unreadable::TooLarge { .. } => {
+                "name the file of a token: it has about a thousand bytes".to_owned()
+            }
+            other => other.remedy(),
+        };
+        SecretFault {
+            reason: unreadable.to_string(),
+            help,
+        }
+    })?;
+    let user = rustix::process::geteuid();
+    let foreign = !user.is_root() && about.st_uid != 0 && about.st_uid != user.as_raw();
+    Ok(Secret {
+        bytes,
+        mode: about.st_mode & 0o7777,
+        foreign_owner: foreign.then_some(about.st_uid),
+    })
+}
+
+fn whole(path: &Path, cap: u64) -> Result<(Vec<u8>, Stat), Unreadable> {
     let refuse = |errno| Unreadable::new(path, errno);
     // Looked at before it is opened, because opening some devices has effects; and again afterwards, because it may have been
     // exchanged in between.
@@ -161,10 +203,7 @@ pub fn read(path: &Path, cap: u64) -> Result<Content, Unreadable> {
             cap,
         });
     }
-    Ok(Content {
-        orphaned: opened.st_nlink == 0,
-        ..Content::from(bytes)
-    })
+    Ok((bytes, opened))
 }
 
 fn regular(path: &Path, mode: u32) -> Result<(), Unreadable> {

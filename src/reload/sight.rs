@@ -1,7 +1,10 @@
 //! What one look at a configuration file and its list files finds, and what `config` makes of it.
 
 use super::read::{self, Content, Hash, Unreadable};
-use crate::config::{self, Checked, Code, Diagnostic, ListFile, Source, Summary, Surroundings};
+use crate::config::{
+    self, Checked, Code, Diagnostic, ListFile, Secret, SecretFault, SecretFile, Source, Summary,
+    Surroundings,
+};
 use std::{
     collections::BTreeMap,
     ffi::OsString,
@@ -57,16 +60,15 @@ pub struct Sight {
     pub file: Result<Arc<Content>, Unreadable>,
     /// By absolute path.
     pub lists: BTreeMap<PathBuf, Result<Arc<Content>, Unreadable>>,
+    /// Token files, by absolute path. They are read anew at every look and kept nowhere.
+    secrets: BTreeMap<PathBuf, Result<Secret, SecretFault>>,
 }
 
 impl Sight {
     pub fn of(subject: &Subject) -> Sight {
         match read::read(&subject.path, read::FILE_CAP) {
             Ok(content) => Sight::around(subject, content),
-            Err(unreadable) => Sight {
-                file: Err(unreadable),
-                lists: BTreeMap::new(),
-            },
+            Err(unreadable) => Sight::without_file(unreadable),
         }
     }
 
@@ -79,13 +81,15 @@ impl Sight {
         });
         Sight {
             lists: lists.collect(),
+            secrets: secrets(&draft),
             file: Ok(Arc::new(content)),
         }
     }
 
-    /// Files as they were once.
-    pub fn kept(file: Arc<Content>, lists: &[(PathBuf, Arc<Content>)]) -> Sight {
+    /// Files as they were once, with the tokens that are there today.
+    pub fn kept(subject: &Subject, file: Arc<Content>, lists: &[(PathBuf, Arc<Content>)]) -> Sight {
         Sight {
+            secrets: secrets(&subject.parse(file.bytes.clone())),
             file: Ok(file),
             lists: lists
                 .iter()
@@ -96,12 +100,17 @@ impl Sight {
 
     /// A look that found nothing, and why.
     pub fn failed(subject: &Subject, reason: &str) -> Sight {
+        Sight::without_file(Unreadable::Failed {
+            path: subject.path.clone(),
+            reason: reason.to_owned(),
+        })
+    }
+
+    fn without_file(unreadable: Unreadable) -> Sight {
         Sight {
-            file: Err(Unreadable::Failed {
-                path: subject.path.clone(),
-                reason: reason.to_owned(),
-            }),
+            file: Err(unreadable),
             lists: BTreeMap::new(),
+            secrets: BTreeMap::new(),
         }
     }
 
@@ -115,6 +124,11 @@ impl Sight {
                 .lists
                 .iter()
                 .map(|(path, content)| (path.clone(), hash(content)))
+                .collect(),
+            secrets: self
+                .secrets
+                .iter()
+                .map(|(path, content)| (path.clone(), usable(path, content)))
                 .collect(),
         }
     }
@@ -147,8 +161,13 @@ impl Sight {
                 (Err(unreadable), None) => Err(unreadable.to_string()),
             },
         });
+        let secrets = self.secrets.iter().map(|(path, content)| SecretFile {
+            path: path.clone(),
+            content: content.clone(),
+        });
         subject
             .parse(content.bytes.clone())
+            .with_secrets(secrets.collect())
             .resolve(lists.collect())
     }
 }
@@ -159,14 +178,16 @@ pub struct Fingerprint {
     /// `None`: not readable.
     pub file: Option<Hash>,
     pub lists: BTreeMap<PathBuf, Option<Hash>>,
+    /// Token files. `None`: not to be used, so that one whose permissions are corrected is something new.
+    pub secrets: BTreeMap<PathBuf, Option<Hash>>,
 }
 
 impl Fingerprint {
     /// What to hand to [`super::watcher::Watcher::follow`].
     pub fn watched(&self, subject: &Subject) -> Vec<(PathBuf, Option<Hash>)> {
-        let lists = self.lists.iter().map(|(path, hash)| (path.clone(), *hash));
+        let others = self.lists.iter().chain(&self.secrets);
         std::iter::once((subject.path.clone(), self.file))
-            .chain(lists)
+            .chain(others.map(|(path, hash)| (path.clone(), *hash)))
             .collect()
     }
 }
@@ -215,6 +236,24 @@ fn rejected(subject: &Subject, finding: Diagnostic) -> Checked {
         diagnostics: vec![finding],
         summary: Summary::default(),
     }
+}
+
+fn secrets(draft: &config::Draft) -> BTreeMap<PathBuf, Result<Secret, SecretFault>> {
+    let files = draft.secret_files().into_iter();
+    files
+        .map(|path| {
+            let content = read::read_secret(&path);
+            (path, content)
+        })
+        .collect()
+}
+
+fn usable(path: &Path, content: &Result<Secret, SecretFault>) -> Option<Hash> {
+    let secret = content.as_ref().ok()?;
+    secret
+        .exposure(path)
+        .is_none()
+        .then(|| Hash::of(&secret.bytes))
 }
 
 /// The absolute form of a path, its links not followed.

@@ -198,7 +198,7 @@ fn last_known_good(subject: &Subject, broken: &Sight) -> Option<Applied> {
             ),
             ..subject.clone()
         };
-        let sight = Sight::kept(record.file.clone(), &record.lists);
+        let sight = Sight::kept(&subject, record.file.clone(), &record.lists);
         let config = sight.check(&subject, &BTreeMap::new()).config?;
         Some(Applied {
             config: Arc::new(config),
@@ -214,7 +214,7 @@ fn last_known_good(subject: &Subject, broken: &Sight) -> Option<Applied> {
 /// Where the broken file says the state is, as far as it can be understood, and else where it is without it.
 fn state_dir(subject: &Subject, broken: &Sight) -> Option<PathBuf> {
     let resolved = |text: String| {
-        let sight = Sight::kept(Arc::new(Content::from(text.into_bytes())), &[]);
+        let sight = Sight::kept(subject, Arc::new(Content::from(text.into_bytes())), &[]);
         let config = sight.check(subject, &BTreeMap::new()).config?;
         Some(config.node.state_dir)
     };

@@ -11,7 +11,7 @@ use std::{
 };
 
 use edgevpn::{
-    acl::{Acl, Action, Audience, Entries, Entry, Mode, Operation, Rules, Subject},
+    acl::{Acl, Action, Audience, Entries, Entry, Mode, Operation, Rules, Standing, Subject},
     id::{Generation, Origin, PeerId},
     relay::{
         Admission, Bucket, CircuitId, ConnectionKey, Limit, OnShrink, Rate, Refusal, Resources,
@@ -49,7 +49,7 @@ proptest! {
         let acl = written.compile();
         for (number, place) in questions {
             for operation in [Operation::Reserve, Operation::Connect] {
-                let decision = acl.decide(operation, &peer(number), place);
+                let decision = acl.decide(operation, &peer(number), place, Standing::Stranger);
                 prop_assert_eq!(
                     decision.admit,
                     written.admits(operation, number, place),
@@ -300,6 +300,7 @@ impl Written {
             connect: self.connect,
             reserve_origin: Origin::Default,
             connect_origin: Origin::Default,
+            bootstrap_origin: Origin::Default,
             mode: self.mode,
             entries: entries.collect::<Entries>(),
             tests: Vec::new(),
@@ -505,7 +506,7 @@ fn every_refusal_has_the_status_that_the_table_says() {
     };
     let rule = rule
         .compile()
-        .decide(Operation::Reserve, &peer(1), None)
+        .decide(Operation::Reserve, &peer(1), None, Standing::Stranger)
         .rule;
     let prefix = "192.0.2.1/32".parse().expect("a prefix");
     let retry_after = Duration::ZERO;

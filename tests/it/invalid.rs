@@ -1,8 +1,9 @@
 //! Files that are rejected or warned about, with what is said about them: `tests/invalid/NAME.toml` and `NAME.stderr`.
 //! `EDGEVPN_BLESS=1 cargo test --test it invalid::` writes the texts anew; read the difference.
 //!
-//! The first lines of a file may say `# env: NAME=value`, and `# schema: accepts` where JSON Schema cannot express what
-//! is wrong. Every other file must be rejected by the schema too.
+//! The first lines of a file may say `# env: NAME=value`, `# secret mode: 644` for the token files in `secrets/` (600
+//! otherwise), and `# schema: accepts` where JSON Schema cannot express what is wrong. Every other file must be rejected by
+//! the schema too.
 
 mod command;
 
@@ -14,7 +15,8 @@ use std::{
 };
 
 use edgevpn::config::{
-    Checked, Code, Diagnostic, Format, ListFile, Severity, Source, Surroundings,
+    Checked, Code, Diagnostic, Format, ListFile, Secret, SecretFault, SecretFile, Severity, Source,
+    Surroundings,
     diagnostic::render,
     parse,
     schema::{self, Draft},
@@ -88,7 +90,7 @@ fn codes_are_unique_and_belong_to_their_hundred() {
     for code in Code::ALL {
         let number = code.as_str().strip_prefix("EV0").expect("EV0xxx");
         assert!(
-            number.len() == 3 && number.starts_with(['0', '1', '2', '4', '5', '6', '7', '8']),
+            number.len() == 3 && number.starts_with(['0', '1', '2', '3', '4', '5', '6', '7', '8']),
             "{code}"
         );
         assert!(!code.summary().is_empty());
@@ -449,6 +451,7 @@ struct Case {
     name: String,
     bytes: Vec<u8>,
     env: BTreeMap<String, String>,
+    secret_mode: u32,
     schema_accepts: bool,
 }
 
@@ -459,12 +462,17 @@ impl Case {
             .expect("lists")
             .map(|entry| entry.expect("an entry").path())
             .collect();
-        check(
+        let secrets = Secrets {
+            directory: directory.join("secrets"),
+            mode: self.secret_mode,
+        };
+        check_with(
             &format!("{}.toml", self.name),
             &self.bytes,
             &directory,
             &self.env,
             &lists,
+            &secrets,
         )
     }
 
@@ -503,6 +511,9 @@ fn cases() -> Vec<Case> {
                     .map(|line| line.split_once('=').expect("NAME=value"))
                     .map(|(name, value)| (name.to_owned(), value.to_owned()))
                     .collect(),
+                secret_mode: said("# secret mode: ")
+                    .first()
+                    .map_or(0o600, |mode| u32::from_str_radix(mode, 8).expect("a mode")),
                 schema_accepts: said("# schema: ").iter().any(|word| word == "accepts"),
                 bytes,
             }
@@ -518,6 +529,27 @@ fn check(
     directory: &Path,
     env: &BTreeMap<String, String>,
     lists: &[PathBuf],
+) -> Checked {
+    let none = Secrets {
+        directory: PathBuf::from("nowhere"),
+        mode: 0o600,
+    };
+    check_with(name, bytes, directory, env, lists, &none)
+}
+
+/// Token files: those in a directory, with one mode.
+struct Secrets {
+    directory: PathBuf,
+    mode: u32,
+}
+
+fn check_with(
+    name: &str,
+    bytes: &[u8],
+    directory: &Path,
+    env: &BTreeMap<String, String>,
+    lists: &[PathBuf],
+    secrets: &Secrets,
 ) -> Checked {
     let surroundings = Surroundings {
         env: env.clone(),
@@ -541,7 +573,24 @@ fn check(
             ListFile { path, content }
         })
         .collect();
-    draft.resolve(lists)
+    let secrets = draft
+        .secret_files()
+        .into_iter()
+        .map(|path| {
+            let there = path.starts_with(&secrets.directory);
+            let secret = fs::read(&path).ok().filter(|_| there).map(|bytes| Secret {
+                bytes,
+                mode: secrets.mode,
+                foreign_owner: None,
+            });
+            let content = secret.ok_or_else(|| SecretFault {
+                reason: format!("{} does not exist", path.display()),
+                help: "write the token there".to_owned(),
+            });
+            SecretFile { path, content }
+        })
+        .collect();
+    draft.with_secrets(secrets).resolve(lists)
 }
 
 fn is_error(found: &Diagnostic) -> bool {

@@ -12,6 +12,9 @@ use serde_json::Value;
 const SCHEMA: &str = "schema/edgevpn.v1.schema.json";
 const REFERENCE: &str = "examples/reference.toml";
 
+/// What is left out by default: the reference shows it behind a `#` without a space.
+const LEFT_OUT: &[&str] = &["network", "acl.reserve", "acl.bootstrap"];
+
 /// Written into the tables of the reference that have no defaults.
 const SAMPLES: &[(&str, &str)] = &[
     ("acl.test.address", "\"203.0.113.9\""),
@@ -96,7 +99,7 @@ fn the_schema_has_no_null_and_no_reference() {
 
 #[test]
 fn the_reference_sets_every_key_and_no_other_to_its_default() {
-    let file: Value = toml_as_json(&read(REFERENCE));
+    let file: Value = toml_as_json(&with_all(&read(REFERENCE)));
     let mut written = BTreeSet::new();
     collect("", &file, &mut written);
     let known: BTreeSet<String> = schema::leaves().into_iter().map(|(path, _)| path).collect();
@@ -142,7 +145,11 @@ fn a_value_survives_being_written_and_read_again() {
         let Some((section, name)) = key.rsplit_once('.') else {
             continue;
         };
-        if section.starts_with("peer") || section.starts_with("acl.") || key == "api.listen" {
+        let elsewhere = ["api.listen", "acl.bootstrap"];
+        let in_table = ["peer", "acl.", "network"]
+            .iter()
+            .any(|table| section.starts_with(table));
+        if in_table || elsewhere.contains(&key) {
             continue;
         }
         let value = &effective.value;
@@ -162,6 +169,7 @@ fn a_value_survives_being_written_and_read_again() {
 fn the_schema_accepts_every_string_that_the_program_accepts() {
     let schema: Value = serde_json::from_str(&read(SCHEMA)).expect("JSON");
     let validator = jsonschema::validator_for(&schema).expect("a schema");
+    let token = read("tests/invalid/secrets/site.token");
     let mut accepted = 0;
     for (path, leaf) in schema::leaves() {
         let list = leaf["type"] == "array";
@@ -170,7 +178,7 @@ fn the_schema_accepts_every_string_that_the_program_accepts() {
         } else {
             &leaf["x-edgevpn-kind"]
         };
-        let in_table = ["peer.", "acl.list.", "acl.test."]
+        let in_table = ["peer.", "acl.list.", "acl.test.", "network."]
             .iter()
             .any(|table| path.starts_with(table));
         if kind.is_null() || in_table {
@@ -183,7 +191,7 @@ fn the_schema_accepts_every_string_that_the_program_accepts() {
             } else {
                 format!("{text:?}")
             };
-            let file = format!("version = 1\n{path} = {value}\n");
+            let file = format!("version = 1\nnetwork.token = {token:?}\n{path} = {value}\n");
             if Config::from_toml(&file).is_ok() {
                 taken += 1;
                 assert!(validator.is_valid(&toml_as_json(&file)), "{path} = {value}");
@@ -261,6 +269,9 @@ const STRINGS: &[&str] = &[
     "/ip4/0.0.0.0/tcp/04501",
     "/ip6/fe80::1/tcp/4501",
     "/ip6/::ffff:192.0.2.1/tcp/4501",
+    "/ip4/192.0.2.7/tcp/4501/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN",
+    "/dns4/hub.example.org/udp/4501/quic-v1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N",
+    "/dnsaddr/bootstrap.example.org/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN",
     "*",
     "loud",
     "10 s",
@@ -305,6 +316,16 @@ fn current(path: &str, generated: &str) {
 fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path.as_ref())
         .unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()))
+}
+
+/// The reference with what it leaves out.
+fn with_all(text: &str) -> String {
+    let shown = |line: &str| {
+        let hidden = line.strip_prefix('#');
+        let hidden = hidden.filter(|line| !line.is_empty() && !line.starts_with([' ', ':']));
+        hidden.unwrap_or(line).to_owned() + "\n"
+    };
+    text.lines().map(shown).collect()
 }
 
 fn toml_as_json(text: &str) -> Value {
@@ -372,7 +393,8 @@ fn reference() -> String {
         "Every key of an edgevpn configuration, with its default and, in brackets, what a change of it costs a running node.",
         "Sections and keys may be left out. Durations (\"500ms\", \"1h30m\", \"7d\"), sizes (\"64KiB\", \"20MB\"), rates (\"30/2m\") \
          and bandwidths (\"200Mbit/s\", \"25MiB/s\") are strings with a unit; without bound is \"unlimited\", never 0.",
-        "Tables in double brackets have no default: what stands in them here is an example.",
+        "Tables in double brackets have no default: what stands in them here is an example. What stands behind a # without a \
+         space is left out by default, and shown with an example.",
     ] {
         comment(line, &mut text);
     }
@@ -394,7 +416,8 @@ fn table(path: &str, node: &Value, text: &mut String) {
         };
         text.push('\n');
         comment(&documentation(leaf), text);
-        writeln!(text, "{key} = {}", sample(&path, leaf)).expect("written");
+        let mark = mark(&path);
+        writeln!(text, "{mark}{key} = {}", sample(&path, leaf)).expect("written");
     }
     for (key, node) in properties.iter().filter(|(_, node)| inner(node)) {
         let path = if path.is_empty() {
@@ -405,13 +428,21 @@ fn table(path: &str, node: &Value, text: &mut String) {
         text.push('\n');
         comment(node["description"].as_str().expect("a description"), text);
         if node.get("properties").is_some() {
-            writeln!(text, "[{path}]").expect("written");
+            writeln!(text, "{}[{path}]", mark(&path)).expect("written");
             table(&path, node, text);
         } else {
             writeln!(text, "[[{path}]]").expect("written");
             table(&path, &node["items"], text);
         }
     }
+}
+
+fn mark(path: &str) -> &'static str {
+    let left_out = LEFT_OUT.iter().any(|key| {
+        path.strip_prefix(key)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    });
+    if left_out { "#" } else { "" }
 }
 
 fn documentation(leaf: &Value) -> String {
@@ -447,7 +478,8 @@ fn sample(path: &str, leaf: &Value) -> String {
     if let Some((_, sample)) = SAMPLES.iter().find(|(key, _)| *key == path) {
         return (*sample).to_owned();
     }
-    match leaf.get("default") {
+    let default = leaf.get("default").filter(|_| mark(path).is_empty());
+    match default {
         // Strings, numbers and lists of them are written alike in JSON and TOML.
         Some(Value::Array(values)) => {
             let values: Vec<_> = values.iter().map(Value::to_string).collect();

@@ -14,10 +14,10 @@ use crate::config::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct AccessFile {
-    /// Who may hold a reservation without an entry in `allow` or in a list. A tightened value ends the reservations and
-    /// circuits it no longer allows within two seconds.
+    /// Who may hold a reservation without an entry in `allow` or in a list. Left out, it is `"members"` with `[network]`,
+    /// else `"listed"`. A tightened value ends the reservations and circuits it no longer allows within two seconds.
     ///
-    /// Example: `reserve = "anyone"`.
+    /// Environment: `EDGEVPN_RELAY_SERVICE_NETWORK_ONLY`. Example: `reserve = "anyone"`.
     #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub reserve: AudienceFile,
 
@@ -27,11 +27,19 @@ pub struct AccessFile {
     #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub connect: AudienceFile,
 
-    /// Slowest re-read of list files; a change that is seen earlier is applied earlier.
+    /// Slowest re-read of members and list files; a change that is seen earlier is applied earlier.
     ///
     /// Environment: `EDGEVPN_RELAY_SERVICE_ACL_REFRESH`. Example: `refresh = "5m"`.
     #[schemars(extend("x-edgevpn-reload" = "live", "x-edgevpn-minimum" = "1s", "x-edgevpn-maximum" = "1h"))]
     pub refresh: Span,
+
+    /// With `"members"`: how long strangers are admitted after the start while no member is known yet, so that the first
+    /// members of a network can meet through this node. They share 16 reservations of at most two minutes each. The time
+    /// ends for good with the first member that is known, or when it is over; `"0s"` admits no stranger ever.
+    ///
+    /// Example: `bootstrap = "0s"`.
+    #[schemars(extend("x-edgevpn-reload" = "live", "x-edgevpn-minimum" = "0s", "x-edgevpn-maximum" = "1h"))]
+    pub bootstrap: Span,
 
     /// Peer ids, IP addresses and CIDRs that may reserve and connect, unless an entry of `deny` says otherwise.
     ///
@@ -71,6 +79,7 @@ impl Default for AccessFile {
             reserve: AudienceFile::Listed,
             connect: AudienceFile::Anyone,
             refresh: Span(Duration::from_secs(30)),
+            bootstrap: Span(Duration::from_secs(120)),
             allow: Vec::new(),
             deny: Vec::new(),
             mode: ModeFile::Enforce,
@@ -83,6 +92,8 @@ impl Default for AccessFile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AudienceFile {
+    /// Members of the network, and those with an entry in `allow` or in an allow list.
+    Members,
     /// Only those with an entry in `allow` or in an allow list.
     Listed,
     /// Everybody but those with a deny entry.
@@ -166,6 +177,13 @@ pub struct TestFile {
     #[serde(default)]
     #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub address: MaybeAddress,
+
+    /// Whether it is a member of the network.
+    ///
+    /// Example: `member = true`.
+    #[serde(default)]
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
+    pub member: bool,
 
     /// What it must be allowed.
     ///

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use validator::Validate;
 
 use crate::{
-    config::units::{Bandwidth, PerSpan, Size, Span},
+    config::{
+        names::PeerWithAddress,
+        units::{Bandwidth, PerSpan, Size, Span},
+    },
     relay::{Limit, Rate},
 };
 
@@ -20,6 +23,26 @@ pub struct RelayFile {
     /// Environment: `EDGEVPN_RELAY_SERVICE`. Example: `service = false`.
     #[schemars(extend("x-edgevpn-reload" = "live"))]
     pub service: bool,
+
+    /// Reserve slots on relays of others while this node cannot be reached directly, so that others reach it through them.
+    ///
+    /// Example: `client = false`.
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
+    pub client: bool,
+
+    /// Relays to reserve on, each with its address and `/p2p/<id>`. They are used first, and also while this node can be
+    /// reached directly.
+    ///
+    /// Example: `peers = ["/dns4/hub.example.org/tcp/4501/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"]`.
+    #[validate(length(max = 64))]
+    #[schemars(extend("x-edgevpn-reload" = "live", "uniqueItems" = true))]
+    pub peers: Vec<PeerWithAddress>,
+
+    /// Reserve on the relays in `peers` only, and on none that was found.
+    ///
+    /// Example: `static_only = true`.
+    #[schemars(extend("x-edgevpn-reload" = "live"))]
+    pub static_only: bool,
 
     /// What happens to load above a cap that was lowered.
     ///
@@ -36,6 +59,9 @@ impl Default for RelayFile {
     fn default() -> Self {
         Self {
             service: true,
+            client: true,
+            peers: Vec::new(),
+            static_only: false,
             on_shrink: OnShrinkFile::Drain,
             resources: ResourcesFile::default(),
         }

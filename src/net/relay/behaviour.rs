@@ -13,14 +13,15 @@ use super::{
     terms::Terms,
 };
 use crate::{
-    acl::Operation,
+    acl::{Membership, Operation},
     config::{Config, Snapshot},
+    net::{Changes, changes},
     relay::{
         Admission, Bytes, CircuitId, ConnectionKey, Refusal, Report, Status,
         admission::{Cut, Effect, Impact, Policy, Ticket},
     },
 };
-use futures::{FutureExt, future::BoxFuture};
+use futures::{StreamExt, stream::select};
 use libp2p::{
     Multiaddr, PeerId,
     core::{Endpoint, transport::PortUse},
@@ -48,8 +49,9 @@ pub struct Behaviour {
     key: Keypair,
     addresses: Addresses,
     live: watch::Receiver<Arc<Snapshot>>,
-    /// Resolves when `live` has something new. `None` once its sender is gone.
-    news: Option<BoxFuture<'static, bool>>,
+    membership: watch::Receiver<Arc<Membership>>,
+    /// Ready when one of the two has something new.
+    news: Changes,
     admission: Admission,
     common: Arc<Common>,
     /// The node stops: nothing is announced any more.
@@ -78,20 +80,27 @@ struct Running {
 
 impl Behaviour {
     /// Must be called within a tokio runtime.
-    pub fn new(key: Keypair, live: watch::Receiver<Arc<Snapshot>>) -> Self {
-        Self::with_timeouts(key, live, Timeouts::default())
+    pub fn new(
+        key: Keypair,
+        live: watch::Receiver<Arc<Snapshot>>,
+        membership: watch::Receiver<Arc<Membership>>,
+    ) -> Self {
+        Self::with_timeouts(key, live, membership, Timeouts::default())
     }
 
     /// Like [`new`](Self::new), with other time-outs than the program's: for tests that wait for them.
     pub fn with_timeouts(
         key: Keypair,
         mut live: watch::Receiver<Arc<Snapshot>>,
+        mut membership: watch::Receiver<Arc<Membership>>,
         timeouts: Timeouts,
     ) -> Self {
         let now = Instant::now();
         let snapshot = live.borrow_and_update().clone();
         let settings = &snapshot.config.relay;
-        let admission = Admission::new(policy(&snapshot));
+        let mut admission = Admission::new(policy(&snapshot));
+        // Nobody holds anything yet that this could end.
+        admission.set_membership(membership.borrow_and_update().clone(), now);
         let terms = Terms::new(
             &settings.resources,
             admission.buffers().clone(),
@@ -102,8 +111,9 @@ impl Behaviour {
         Self {
             addresses: Addresses::new(key.public().to_peer_id()),
             key,
-            news: Some(news_of(&live)),
+            news: select(changes(live.clone()), changes(membership.clone())).boxed(),
             live,
+            membership,
             admission,
             common: Arc::new(Common {
                 serving: settings.service.into(),
@@ -156,8 +166,15 @@ impl Behaviour {
         report
     }
 
-    /// Takes over the newest snapshot. Called before every decision, so that none is made by an old one.
+    /// Takes over the newest view of the members and the newest snapshot. Called before every decision, so that none is
+    /// made by an old one.
     fn adopt(&mut self, now: Instant) {
+        if self.membership.has_changed().unwrap_or(false) {
+            let membership = self.membership.borrow_and_update().clone();
+            for effect in self.admission.set_membership(membership, now) {
+                self.carry_out(effect);
+            }
+        }
         if !self.live.has_changed().unwrap_or(false) {
             return;
         }
@@ -197,7 +214,9 @@ impl Behaviour {
             }
             Effect::CutCircuit { circuit, why } => {
                 let status = match why {
-                    Cut::Denied(_) | Cut::ServiceOff => Status::PermissionDenied,
+                    Cut::Denied(_) | Cut::ServiceOff | Cut::WindowClosed => {
+                        Status::PermissionDenied
+                    }
                     Cut::Evicted => Status::ResourceLimitExceeded,
                     Cut::Disconnected => Status::ConnectionFailed,
                 };
@@ -384,10 +403,7 @@ impl Behaviour {
 
     /// Ready when something has happened.
     fn poll_world(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(news) = &mut self.news
-            && let Poll::Ready(open) = news.poll_unpin(cx)
-        {
-            self.news = open.then(|| news_of(&self.live));
+        if let Poll::Ready(Some(())) = self.news.poll_next_unpin(cx) {
             self.adopt(Instant::now());
             return Poll::Ready(());
         }
@@ -496,11 +512,6 @@ fn policy(snapshot: &Snapshot) -> Policy {
         acl: snapshot.config.acl.clone(),
         settings: snapshot.config.relay.clone(),
     }
-}
-
-fn news_of(live: &watch::Receiver<Arc<Snapshot>>) -> BoxFuture<'static, bool> {
-    let mut live = live.clone();
-    async move { live.changed().await.is_ok() }.boxed()
 }
 
 fn count(counters: &mut BTreeMap<&'static str, u64>, label: &'static str, times: u64) {

@@ -66,6 +66,7 @@ impl Admission {
             service: self.policy.settings.service,
             stopping: self.stopping,
             reservations: self.reservations,
+            guests: u32::try_from(self.guests.len()).unwrap_or(u32::MAX),
             max_reservations: resources.max_reservations,
             circuits: self.established,
             max_circuits: resources.max_circuits_total,
@@ -180,6 +181,13 @@ impl Admission {
             assert_eq!(
                 state.load.established as usize,
                 source(running) + destination(running)
+            );
+        }
+        for peer in &self.guests {
+            let held = self.peers.get(peer).map(|state| &state.reservation);
+            assert!(
+                matches!(held, Some(Some(_))),
+                "{peer} is a guest of nothing"
             );
         }
         assert_eq!(self.reservations as usize, reservations);

@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Instant};
 
 use super::{Admission, CircuitId, ConnectionKey, Ticket, peer::Load};
 use crate::{
-    acl::{Decision, Operation},
+    acl::{Decision, Operation, Standing},
     id::PeerId,
     relay::Refusal,
 };
@@ -52,6 +52,8 @@ pub(super) struct End {
     pub peer: PeerId,
     pub connection: ConnectionKey,
     pub address: IpAddr,
+    /// What the peer was to the network: the source when it asked, the destination when it reserved.
+    pub standing: Standing,
 }
 
 impl Circuit {
@@ -77,14 +79,17 @@ impl Admission {
         let held = destination_state
             .and_then(|state| state.reservation.as_ref())
             .filter(|held| held.expires > now)
-            .map(|held| (held.connection, held.address));
-        let of_source = self
-            .policy
-            .acl
-            .decide(Operation::Connect, &source, Some(source_address));
+            .map(|held| (held.connection, held.address, held.standing));
+        let source_standing = self.standing(Operation::Connect, &source);
+        let of_source = self.policy.acl.decide(
+            Operation::Connect,
+            &source,
+            Some(source_address),
+            source_standing,
+        );
         let shadow_of_source = self.enforce(of_source)?;
         let of_destination =
-            self.decide_destination(&destination, held.map(|(_, address)| address));
+            self.decide_destination(&destination, held.map(|(_, address, _)| address));
         let shadow = shadow_of_source.or(self.enforce(of_destination)?);
 
         let rate = self.policy.settings.resources.circuit_rate;
@@ -98,7 +103,8 @@ impl Admission {
                 retry_after,
             })?;
         let at_source = state.load;
-        let (destination_connection, destination_address) = held.ok_or(Refusal::NoReservation)?;
+        let (destination_connection, destination_address, destination_standing) =
+            held.ok_or(Refusal::NoReservation)?;
         self.room_for_circuit(at_source, at_destination)?;
         self.room_for_handshake(at_source, at_destination)?;
 
@@ -106,11 +112,13 @@ impl Admission {
             peer: source,
             connection: source_connection,
             address: source_address,
+            standing: source_standing,
         };
         let destination = End {
             peer: destination,
             connection: destination_connection,
             address: destination_address,
+            standing: destination_standing,
         };
         Ok(Ticket {
             circuit: self.start_handshake(source, destination),
@@ -151,12 +159,15 @@ impl Admission {
     /// A destination is refused when the policy admits it to nothing: with `reserve = "anyone"` and a listed source it
     /// needs no entry of its own, and with `connect = "anyone"` an unlisted one looks like one without reservation.
     fn decide_destination(&self, peer: &PeerId, address: Option<IpAddr>) -> Decision {
-        let acl = &self.policy.acl;
-        let decision = acl.decide(Operation::Connect, peer, address);
+        let decide = |operation| {
+            let standing = self.standing(operation, peer);
+            self.policy.acl.decide(operation, peer, address, standing)
+        };
+        let decision = decide(Operation::Connect);
         if decision.admit {
             return decision;
         }
-        acl.decide(Operation::Reserve, peer, address)
+        decide(Operation::Reserve)
     }
 
     fn room_for_circuit(&self, at_source: Load, at_destination: Load) -> Result<(), Refusal> {

@@ -27,6 +27,10 @@ pub enum Ended {
     Expired,
     /// The peer's last direct connection is gone.
     Disconnected,
+    /// A guest, and the bootstrap window has closed.
+    WindowClosed,
+    /// A member that withdrew its heartbeat.
+    Withdrawn,
     Denied(RuleRef),
     ServiceOff,
     /// Surplus over a lowered cap, with `on_shrink = "evict"`.
@@ -38,6 +42,8 @@ pub enum Ended {
 pub enum Cut {
     /// One of the two connections it runs over is gone.
     Disconnected,
+    /// One of its ends is a guest, and the bootstrap window has closed.
+    WindowClosed,
     Denied(RuleRef),
     ServiceOff,
     /// Surplus over a lowered cap, with `on_shrink = "evict"`.

@@ -185,6 +185,7 @@ impl File {
             connect: self.connect,
             reserve_origin: Origin::Default,
             connect_origin: Origin::Default,
+            bootstrap_origin: Origin::Default,
             mode: self.mode,
             entries: entries(Action::Allow, &self.allow)
                 .into_iter()

@@ -4,6 +4,8 @@ use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use ipnet::IpNet;
 
+use crate::acl::Standing;
+
 use super::{
     CircuitId, ConnectionKey,
     circuits::{Phase, Role},
@@ -67,6 +69,8 @@ pub(super) struct Reservation {
     /// Where circuits to the peer go: where it reserved last, as long as that is there.
     pub connection: ConnectionKey,
     pub address: IpAddr,
+    /// What the peer was to the network when it was admitted last.
+    pub standing: Standing,
     /// Where it counts. A renewal from elsewhere stays with it: else a peer could fill a prefix beyond its cap, since
     /// renewals are not refused.
     pub prefix: IpNet,

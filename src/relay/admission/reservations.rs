@@ -4,8 +4,12 @@ use std::{net::IpAddr, time::Instant};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Admission, ConnectionKey, Effect, Ended, Reserved, peer::Reservation};
-use crate::{acl::Operation, id::PeerId, relay::Refusal};
+use super::{Admission, ConnectionKey, Effect, Ended, GUEST_TTL, Reserved, peer::Reservation};
+use crate::{
+    acl::{Mode, Operation, RuleKey, Standing},
+    id::PeerId,
+    relay::Refusal,
+};
 
 impl Admission {
     pub(super) fn decide_reserve(
@@ -15,10 +19,13 @@ impl Admission {
         now: Instant,
     ) -> Result<Reserved, Refusal> {
         let address = self.open_to(&peer, connection)?;
+        let standing = self.standing(Operation::Reserve, &peer);
         let decision = self
             .policy
             .acl
-            .decide(Operation::Reserve, &peer, Some(address));
+            .decide(Operation::Reserve, &peer, Some(address), standing);
+        let guest =
+            decision.rule.key == RuleKey::Bootstrap && self.policy.acl.mode() == Mode::Enforce;
         let shadow = self.enforce(decision)?;
         let rate = self.policy.settings.resources.reservation_rate;
         let state = self.peers.get_mut(&peer).ok_or(Refusal::Gone)?;
@@ -32,12 +39,18 @@ impl Admission {
             })?;
 
         let ttl = self.policy.settings.resources.reservation_ttl;
+        let ttl = if guest { ttl.min(GUEST_TTL) } else { ttl };
         let expires = now.checked_add(ttl).unwrap_or(now);
+        if guest {
+            self.room_for_guest(&peer, now)?;
+        }
+        let state = self.peers.get_mut(&peer).ok_or(Refusal::Gone)?;
         let renewed = match &mut state.reservation {
             Some(held) if held.expires > now => {
                 self.deadlines.extend(held, peer, expires);
                 held.connection = connection;
                 held.address = address;
+                held.standing = standing;
                 true
             }
             Some(_) | None => {
@@ -48,10 +61,19 @@ impl Admission {
                     });
                 }
                 self.room_for_reservation(address, now)?;
-                self.start_reservation(peer, connection, address, expires);
+                let place = Place {
+                    connection,
+                    address,
+                };
+                self.start_reservation(peer, place, standing, expires);
                 false
             }
         };
+        if guest {
+            self.guests.insert(peer);
+        } else {
+            self.guests.remove(&peer);
+        }
         Ok(Reserved {
             expires_in: ttl,
             renewed,
@@ -98,8 +120,11 @@ impl Admission {
     fn start_reservation(
         &mut self,
         peer: PeerId,
-        connection: ConnectionKey,
-        address: IpAddr,
+        Place {
+            connection,
+            address,
+        }: Place,
+        standing: Standing,
         expires: Instant,
     ) {
         let Some(state) = self.peers.get_mut(&peer) else {
@@ -115,6 +140,7 @@ impl Admission {
             age,
             connection,
             address,
+            standing,
             prefix,
         });
         self.reservations = self.reservations.saturating_add(1);
@@ -132,6 +158,7 @@ impl Admission {
             return false;
         };
         self.deadlines.disarm(&held);
+        self.guests.remove(peer);
         self.reservations = self.reservations.saturating_sub(1);
         if let Some(from_there) = self.prefixes.get_mut(&held.prefix) {
             *from_there = from_there.saturating_sub(1);
@@ -162,6 +189,12 @@ impl Admission {
             }
         }
     }
+}
+
+/// Where a reservation is made.
+struct Place {
+    connection: ConnectionKey,
+    address: IpAddr,
 }
 
 /// What shares a cap: an IPv4 address, or the /64 that one IPv6 subscriber is given at least. `address` is canonical.

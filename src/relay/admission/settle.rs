@@ -18,7 +18,7 @@ use super::{
     peer::Reservation,
 };
 use crate::{
-    acl::{Acl, Mode, Operation, RuleRef},
+    acl::{Acl, Mode, Operation, RuleRef, Standing},
     id::PeerId,
     relay::OnShrink,
 };
@@ -48,8 +48,18 @@ impl Admission {
     /// Adopts a policy: from here on nobody is judged by the old one.
     pub fn set_policy(&mut self, policy: Policy, now: Instant) -> Settled {
         let losses = self.weigh(&policy);
+        let other_rules = !Arc::ptr_eq(&self.policy.acl, &policy.acl);
         self.policy = policy;
         let impact = losses.impact();
+        let effects = self.lose(losses, now);
+        if other_rules {
+            self.count_guests();
+        }
+        Settled { effects, impact }
+    }
+
+    /// Ends what is lost, and says what the caller has to carry out.
+    pub(super) fn lose(&mut self, losses: Losses, now: Instant) -> Vec<Effect> {
         let mut effects = Vec::new();
         for (peer, why) in losses.reservations {
             self.end_reservation(&peer);
@@ -62,7 +72,7 @@ impl Admission {
         for peer in losses.close {
             effects.push(Effect::CloseConnections { peer });
         }
-        Settled { effects, impact }
+        effects
     }
 
     /// What `set_policy` would do.
@@ -87,11 +97,13 @@ impl Admission {
         losses
     }
 
-    /// Finds what the old rules admitted and the new ones refuse. What the old ones refused as well is here for another
-    /// reason (it came in shadow mode, or its membership flickers) and stays.
+    /// Finds what the old rules admitted and the new ones refuse, each peer taken for what it was when it was admitted or has
+    /// become since. What the old ones refused as well is here for another reason (it came in shadow mode) and stays.
     fn weigh_access(&self, old: &Acl, new: &Acl, losses: &mut Losses) {
         for (peer, held) in self.held() {
-            let Some(rule) = newly_refused(old, new, Operation::Reserve, peer, held.address) else {
+            let standing = self.standing_at_best(peer, held.standing);
+            let asked = (Operation::Reserve, peer, held.address, standing);
+            let Some(rule) = newly_refused(old, new, asked) else {
                 continue;
             };
             let circuits = self.peers.get(peer).map(|state| &state.circuits);
@@ -106,7 +118,9 @@ impl Admission {
                 (Operation::Connect, &circuit.source),
                 (Operation::Reserve, &circuit.destination),
             ] {
-                if let Some(rule) = newly_refused(old, new, operation, &end.peer, end.address) {
+                let standing = self.standing_at_best(&end.peer, end.standing);
+                let asked = (operation, &end.peer, end.address, standing);
+                if let Some(rule) = newly_refused(old, new, asked) {
                     losses.circuits.insert(*id, Cut::Denied(rule));
                     losses.told.insert(end.peer);
                 }
@@ -213,7 +227,7 @@ impl Admission {
 
     /// A peer that lost its reservation has no other way to learn it. One that keeps something the new policy allows
     /// keeps its connections: its circuits were reset, which tells it.
-    fn weigh_connections(&self, losses: &mut Losses) {
+    pub(super) fn weigh_connections(&self, losses: &mut Losses) {
         for peer in &losses.told {
             let Some(state) = self.peers.get(peer) else {
                 continue;
@@ -230,7 +244,7 @@ impl Admission {
         }
     }
 
-    fn held(&self) -> impl Iterator<Item = (&PeerId, &Reservation)> {
+    pub(super) fn held(&self) -> impl Iterator<Item = (&PeerId, &Reservation)> {
         self.peers
             .iter()
             .filter_map(|(peer, state)| Some((peer, state.reservation.as_ref()?)))
@@ -246,11 +260,11 @@ impl Admission {
 
 /// What goes, and what stays for now. Ordered, so that the effects of one change always come in one order.
 #[derive(Default)]
-struct Losses {
-    reservations: BTreeMap<PeerId, Ended>,
-    circuits: BTreeMap<CircuitId, Cut>,
+pub(super) struct Losses {
+    pub reservations: BTreeMap<PeerId, Ended>,
+    pub circuits: BTreeMap<CircuitId, Cut>,
     /// Peers that lose something and may have to be told.
-    told: BTreeSet<PeerId>,
+    pub told: BTreeSet<PeerId>,
     close: Vec<PeerId>,
     reservations_draining: u32,
     circuits_draining: u32,
@@ -272,14 +286,12 @@ impl Losses {
 fn newly_refused(
     old: &Acl,
     new: &Acl,
-    operation: Operation,
-    peer: &PeerId,
-    address: IpAddr,
+    (operation, peer, address, standing): (Operation, &PeerId, IpAddr, Standing),
 ) -> Option<RuleRef> {
     let refused = |acl: &Acl| match acl.mode() {
         Mode::Shadow => None,
         Mode::Enforce => {
-            let decision = acl.decide(operation, peer, Some(address));
+            let decision = acl.decide(operation, peer, Some(address), standing);
             (!decision.admit).then_some(decision.rule)
         }
     };

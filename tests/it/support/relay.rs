@@ -6,7 +6,7 @@ pub mod plain;
 
 pub use client::{Client, Refused, answer, circuit, read_to_end, within};
 use edgevpn::{
-    acl::{Acl, Action, Audience, Entries, Entry, Mode, Rules, Subject},
+    acl::{Acl, Action, Audience, Entries, Entry, Membership, Mode, Rules, Subject},
     config::{Config, Snapshot},
     id::{Generation, Origin},
     net::relay,
@@ -105,6 +105,7 @@ impl Setup {
             connect: self.connect,
             reserve_origin: Origin::Default,
             connect_origin: Origin::Default,
+            bootstrap_origin: Origin::Default,
             mode: self.mode,
             entries,
             tests: Vec::new(),
@@ -124,6 +125,8 @@ pub struct RelayUnderTest {
     setup: Setup,
     generation: u64,
     live: watch::Sender<Arc<Snapshot>>,
+    /// Who is a member; nobody at first.
+    pub members: watch::Sender<Arc<Membership>>,
     swarm: Running<RelayBehaviour>,
 }
 
@@ -156,8 +159,9 @@ impl RelayUnderTest {
         let mut setup = Setup::default();
         change(&mut setup);
         let (live, receiver) = watch::channel(setup.snapshot(1));
+        let (members, membership) = watch::channel(Arc::default());
         let mut swarm = swarm(idle, |key, client| RelayBehaviour {
-            relay: relay::Behaviour::with_timeouts(key.clone(), receiver, timeouts),
+            relay: relay::Behaviour::with_timeouts(key.clone(), receiver, membership, timeouts),
             identify: identify_behaviour(key),
             client,
         });
@@ -171,6 +175,7 @@ impl RelayUnderTest {
             setup,
             generation: 1,
             live,
+            members,
             swarm: Running::start(swarm),
         }
     }
