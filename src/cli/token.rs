@@ -225,26 +225,17 @@ fn summary(token: &Token, now: UnixTime) -> String {
         "messages",
         format!("at most {}", text::bytes(token.max_message_size)),
     );
-    let length = |secret: &str| match secret.chars().count() {
-        0 => "none".to_owned(),
-        count => text::count(count as u64, "character"),
-    };
+    let length = |secret: &str| secret.chars().count();
     row(
         "secrets",
         format!(
-            "key {}, room {}, rendezvous key {}, rendezvous {}",
+            "key {}, room {}, rendezvous key {}, rendezvous {}, mdns {} characters",
             length(&token.crypto.key),
             length(&token.room),
             length(&token.dht.key),
-            length(&token.rendezvous)
+            length(&token.rendezvous),
+            length(&token.mdns)
         ),
-    );
-    row(
-        "mdns",
-        match token.mdns.as_str() {
-            "" => "the default service of libp2p".to_owned(),
-            tag => format!("a service name of {}", length(tag)),
-        },
     );
     row(
         "kept",
