@@ -12,6 +12,7 @@ mod discovery;
 mod driver;
 pub mod exchange;
 mod gate;
+pub mod gossip;
 pub mod heard;
 pub mod identity;
 mod mdns;

@@ -11,7 +11,7 @@ use libp2p::{
 };
 use tokio::sync::watch;
 
-use super::{gate, mdns, peers, streams};
+use super::{gate, gossip, mdns, peers, streams};
 use crate::{
     acl::Membership,
     config::{Limits, Snapshot},
@@ -36,6 +36,7 @@ pub struct Behaviour {
     pub peers: peers::Behaviour,
     pub streams: streams::Behaviour,
     pub mdns: mdns::Behaviour,
+    pub gossip: gossip::Behaviour,
 }
 
 impl Behaviour {
@@ -61,7 +62,8 @@ impl Behaviour {
             relay_client,
             peers: peers::Behaviour::new(local, live.clone(), membership),
             streams: streams::Behaviour::new(),
-            mdns: mdns::Behaviour::new(local, live),
+            mdns: mdns::Behaviour::new(local, live.clone()),
+            gossip: gossip::Behaviour::new(keypair.clone(), live),
         }
     }
 }

@@ -38,6 +38,7 @@ use crate::{
 };
 
 mod finding;
+mod gossip;
 mod listeners;
 mod port;
 mod record;
@@ -58,6 +59,7 @@ pub struct Handle {
     settled: watch::Receiver<(Generation, Settled)>,
     streams: streams::Control,
     exchange: Exchange,
+    gossip: super::gossip::Control,
     _driver: Arc<Task>,
 }
 
@@ -137,6 +139,7 @@ pub fn start(
         membership.clone(),
     ));
     let streams = behaviour.streams.control();
+    let gossip = behaviour.gossip.control();
     let local_peer = keypair.public().to_peer_id();
     let config = swarm::Config::with_tokio_executor()
         .with_smart_dial()
@@ -166,6 +169,7 @@ pub fn start(
         settled,
         streams,
         exchange,
+        gossip,
         _driver: Arc::new(driver),
     };
     Ok((handle, heard))
@@ -207,6 +211,11 @@ impl Handle {
     /// Carries frames between the ledgers of our own nodes.
     pub fn exchange(&self) -> &Exchange {
         &self.exchange
+    }
+
+    /// Publishes in the rooms of the networks, and judges what was heard there.
+    pub fn gossip(&self) -> &super::gossip::Control {
+        &self.gossip
     }
 
     /// Opens and accepts streams of our own protocols.
@@ -408,6 +417,7 @@ impl Driver {
             })) => self.identified(peer_id, &info),
             SwarmEvent::Behaviour(BehaviourEvent::Relay(event)) => self.relay_event(event),
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => self.found_on_a_link(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Gossip(event)) => self.gossip_event(event),
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
                 peer,
                 connection,

@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::sync::mpsc;
 
-use super::exchange;
+use super::{exchange, gossip};
 
 /// What waits for the ledger at most. A network of a thousand members fills a quarter of it in a second in which all of
 /// them write; what does not fit is lost here and told again by the next digest.
@@ -18,6 +18,8 @@ const WAITING: usize = 1024;
 pub enum Heard {
     /// Of the exchange between our own nodes.
     Exchange(exchange::Frame),
+    /// Broadcast in a room. It goes on to others when [`super::Handle::judge`] has said so.
+    Gossip(gossip::Message),
 }
 
 /// The network's end of the queue. Clones feed the same queue.
@@ -34,11 +36,13 @@ impl Ears {
         (Ears { queue, missed }, heard)
     }
 
-    /// Passes it on, or counts it as missed when the ledger is behind.
-    pub fn hear(&self, heard: Heard) {
-        if self.queue.try_send(heard).is_err() {
+    /// Passes it on, or counts it as missed when the ledger is behind. Says whether it was passed on.
+    pub fn hear(&self, heard: Heard) -> bool {
+        let passed = self.queue.try_send(heard).is_ok();
+        if !passed {
             self.missed.fetch_add(1, Ordering::Relaxed);
         }
+        passed
     }
 
     /// Passes it on once there is room; for senders that a peer waits behind.

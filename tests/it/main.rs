@@ -7,6 +7,7 @@ mod support;
 mod admission;
 mod api;
 mod cli;
+mod gossip;
 mod house;
 mod invalid;
 mod lab;

@@ -1,0 +1,19 @@
+//! What gossip brings goes to the ledger.
+
+use super::Driver;
+use crate::net::{
+    gossip::{Event, Verdict},
+    heard::Heard,
+};
+
+impl Driver {
+    pub fn gossip_event(&mut self, event: Event) {
+        let Event::Heard(message) = event;
+        let (id, forwarder) = (message.id.clone(), message.forwarder);
+        if !self.ears.hear(Heard::Gossip(message)) {
+            // Unread, it is not passed on either.
+            let gossip = &mut self.swarm.behaviour_mut().gossip;
+            gossip.judge(&id, &forwarder, Verdict::Ignore);
+        }
+    }
+}

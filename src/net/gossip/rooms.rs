@@ -1,0 +1,213 @@
+//! Which topics a node is in: three windows of each token, and where in them the others are.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use libp2p::gossipsub::TopicHash;
+
+use crate::{
+    id::UnixTime,
+    wire::{Fingerprint, Token, Window},
+};
+
+/// The rooms of all tokens, as of the last look at the clock.
+#[derive(Default)]
+pub struct Rooms {
+    rooms: Vec<Room>,
+    places: HashMap<TopicHash, Place>,
+}
+
+struct Room {
+    token: Arc<Token>,
+    network: Fingerprint,
+    window: Window,
+    /// Previous, current and next; fewer at the beginning of time.
+    topics: BTreeMap<Window, TopicHash>,
+}
+
+/// What a topic stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub network: Fingerprint,
+    pub window: Window,
+}
+
+/// What to subscribe to and what to leave. Joined first, so that no moment is without a room.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Moves {
+    pub join: Vec<TopicHash>,
+    pub leave: Vec<TopicHash>,
+}
+
+/// For each network, what to seal for.
+pub type Outlets = BTreeMap<Fingerprint, Outlet>;
+
+/// Where the others of one network are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outlet {
+    /// The window to seal for and to publish in: the own one if somebody is there, else the previous, else the next.
+    pub window: Window,
+    /// Windows to publish in as well: those who are there are not in `window`. Mostly none; some during the seconds in
+    /// which not everybody has moved.
+    pub also: Vec<Window>,
+    /// Peers in any window.
+    pub subscribers: usize,
+    /// Those among them that are not known to be nodes of this program; they understand nothing but broadcasts.
+    pub strangers: usize,
+}
+
+/// One peer's subscriptions, as [`Rooms::outlets`] wants them.
+pub struct Audience<'a> {
+    pub topics: &'a HashSet<TopicHash>,
+    pub ours: bool,
+}
+
+impl Rooms {
+    /// Follows the tokens and the clock, wherever that has gone.
+    pub fn follow(&mut self, tokens: &[Arc<Token>], now: UnixTime) -> Moves {
+        let mut rooms: Vec<Room> = Vec::new();
+        for token in tokens {
+            let network = token.fingerprint();
+            if rooms.iter().all(|room| room.network != network) {
+                rooms.push(Room::new(token.clone(), network, now));
+            }
+        }
+        self.rooms = rooms;
+        self.settle()
+    }
+
+    /// Moves to the windows of `now`. Cheap when nothing has changed.
+    pub fn turn(&mut self, now: UnixTime) -> Moves {
+        let mut turned = false;
+        for room in &mut self.rooms {
+            if room.token.window(now) != room.window {
+                *room = Room::new(room.token.clone(), room.network, now);
+                turned = true;
+            }
+        }
+        if turned {
+            self.settle()
+        } else {
+            Moves::default()
+        }
+    }
+
+    fn settle(&mut self) -> Moves {
+        let mut places = HashMap::new();
+        for room in &self.rooms {
+            for (window, topic) in &room.topics {
+                let place = Place {
+                    network: room.network,
+                    window: *window,
+                };
+                // Two tokens with one room: the own one comes first.
+                places.entry(topic.clone()).or_insert(place);
+            }
+        }
+        let absent_in =
+            |topic: &TopicHash, other: &HashMap<TopicHash, Place>| !other.contains_key(topic);
+        let join = places.keys().filter(|topic| absent_in(topic, &self.places));
+        let leave = self.places.keys().filter(|topic| absent_in(topic, &places));
+        let moves = Moves {
+            join: join.cloned().collect(),
+            leave: leave.cloned().collect(),
+        };
+        self.places = places;
+        moves
+    }
+
+    pub fn place(&self, topic: &TopicHash) -> Option<Place> {
+        self.places.get(topic).copied()
+    }
+
+    pub fn topic(&self, network: Fingerprint, window: Window) -> Option<&TopicHash> {
+        let room = self.rooms.iter().find(|room| room.network == network)?;
+        room.topics.get(&window)
+    }
+
+    pub fn topics(&self) -> impl Iterator<Item = &TopicHash> {
+        self.places.keys()
+    }
+
+    /// How long until some room changes.
+    pub fn until_rotation(&self, now: UnixTime) -> Option<Duration> {
+        let ends = self.rooms.iter().map(|room| room.token.next_rotation(now));
+        ends.min().map(|end| end.since(now))
+    }
+
+    /// How long ago the window of `network` began.
+    pub fn since_rotation(&self, network: Fingerprint, now: UnixTime) -> Option<Duration> {
+        let room = self.rooms.iter().find(|room| room.network == network)?;
+        let begin = room.token.crypto.interval.saturating_mul(room.window.0);
+        Some(now.since(UnixTime::from_secs(begin)))
+    }
+
+    /// Where the peers are, network by network.
+    pub fn outlets<'a>(&self, peers: impl Iterator<Item = Audience<'a>> + Clone) -> Outlets {
+        let outlet = |room: &Room| (room.network, room.outlet(peers.clone()));
+        self.rooms.iter().map(outlet).collect()
+    }
+}
+
+impl Room {
+    fn new(token: Arc<Token>, network: Fingerprint, now: UnixTime) -> Self {
+        let window = token.window(now);
+        let windows = [window.previous(), window, window.next()];
+        let topics = windows.map(|window| (window, TopicHash::from_raw(token.topic(window))));
+        Self {
+            token,
+            network,
+            window,
+            topics: topics.into(),
+        }
+    }
+
+    fn outlet<'a>(&self, peers: impl Iterator<Item = Audience<'a>>) -> Outlet {
+        let windows = [self.window, self.window.previous(), self.window.next()];
+        let mut outlet = Outlet {
+            window: self.window,
+            also: Vec::new(),
+            subscribers: 0,
+            strangers: 0,
+        };
+        // Which combinations of windows peers are in, as bits in the order of preference.
+        let mut kinds = [0_usize; 8];
+        for peer in peers {
+            let is_in = |window: &Window| {
+                let topic = self.topics.get(window);
+                topic.is_some_and(|topic| peer.topics.contains(topic))
+            };
+            let [own, previous, next] = windows.map(|window| is_in(&window));
+            let kind = usize::from(own) | usize::from(previous) << 1 | usize::from(next) << 2;
+            if kind == 0 {
+                continue;
+            }
+            outlet.subscribers = outlet.subscribers.saturating_add(1);
+            outlet.strangers = outlet.strangers.saturating_add(usize::from(!peer.ours));
+            if let Some(count) = kinds.get_mut(kind) {
+                *count = count.saturating_add(1);
+            }
+        }
+        let mut reached = 0;
+        for (bit, window) in windows.into_iter().enumerate() {
+            let here = 1 << bit;
+            let missing = kinds.iter().enumerate();
+            let needed = missing
+                .filter(|(kind, count)| **count > 0 && kind & reached == 0)
+                .any(|(kind, _)| kind & here != 0);
+            if !needed {
+                continue;
+            }
+            if reached == 0 {
+                outlet.window = window;
+            } else {
+                outlet.also.push(window);
+            }
+            reached |= here;
+        }
+        outlet
+    }
+}

@@ -1,0 +1,58 @@
+//! Gossip between nodes on loopback sockets, across the ends of windows of a few seconds.
+
+mod node;
+
+use node::{Member, token};
+
+#[tokio::test]
+async fn two_nodes_of_one_token_hear_each_other_across_the_end_of_a_window() {
+    let token = token(3);
+    let mut one = Member::start(&token).await;
+    let mut two = Member::start(&token).await;
+    one.dial(&two).await;
+    let first = one.say(b"before").await;
+    assert_eq!(two.hear(b"before").await.author, one.id);
+    two.say(b"and back").await;
+    one.hear(b"and back").await;
+    one.window_after(first).await;
+    one.say(b"after").await;
+    let heard = two.hear(b"after").await;
+    assert!(heard.window > first, "{:?} is a later window", heard.window);
+    two.say(b"back again").await;
+    one.hear(b"back again").await;
+}
+
+#[tokio::test]
+async fn a_new_token_leaves_the_old_room_and_joins_the_new_one_on_the_same_connection() {
+    let (old, new) = (token(600), token(600));
+    let mut one = Member::start(&old).await;
+    let mut two = Member::start(&old).await;
+    one.dial(&two).await;
+    one.follow(&[new.clone()]);
+    two.until("the room empties", |outlet| outlet.subscribers == 0)
+        .await;
+    two.follow(&[new, old]);
+    one.until("the new room fills", |outlet| outlet.subscribers == 1)
+        .await;
+    one.say(b"new room").await;
+    two.hear(b"new room").await;
+}
+
+#[tokio::test]
+async fn without_a_token_nothing_is_spoken_and_with_one_it_begins_on_the_same_connection() {
+    let token = token(600);
+    let mut one = Member::start(&token).await;
+    let mut two = Member::start(&token).await;
+    two.follow(&[]);
+    one.dial_address(two.id, two.tcp.clone());
+    two.follow(&[token.clone()]);
+    one.until("the room fills", |outlet| outlet.subscribers == 1)
+        .await;
+    two.follow(&[]);
+    one.until("the room empties", |outlet| outlet.subscribers == 0)
+        .await;
+    assert_eq!(two.outlet(), None);
+    two.follow(&[token]);
+    one.until("the room fills again", |outlet| outlet.subscribers == 1)
+        .await;
+}
