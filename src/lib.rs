@@ -10,7 +10,8 @@
 //! reload    one attempt: read → config → plan → node; its outcome. The watcher that says "look again"
 //! node      start, prepare, commit, stop; owns every task and socket
 //! net       the swarm and what it speaks; net::relay is the hop service     ┐
-//! api       the unix-socket API and its client                              │ side by side, joined by node
+//! device    where packets enter and leave this machine: TUN, addresses, routes │ side by side, joined by node
+//! api       the unix-socket API and its client                              │
 //! telemetry logs and how they follow the file                               │
 //! task      named tasks whose end is noticed                                ┘
 //! ───────── from here on pure: no tokio, files, sockets, clock, randomness; `now` is an argument
@@ -69,6 +70,7 @@ pub mod acl;
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod device;
 pub mod id;
 pub mod ledger;
 pub mod net;

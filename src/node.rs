@@ -28,6 +28,7 @@ mod clock;
 pub mod disk;
 mod effect;
 mod explain;
+pub mod forward;
 mod sync;
 
 /// Everything that can fail before a commit is done within this, or the attempt fails. Binding takes milliseconds; what

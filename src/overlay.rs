@@ -7,8 +7,12 @@
 pub mod checksum;
 pub mod coalesce;
 pub mod frame;
+pub mod icmp;
 pub mod packet;
+pub mod queue;
 pub mod replay;
+pub mod router;
+pub mod routes;
 pub mod segment;
 pub mod virtio;
 

@@ -52,6 +52,36 @@ impl Task {
     }
 }
 
+/// A thread of its own, for work that waits for devices and sockets; joined when dropped, so whoever holds one must have told
+/// it to end.
+#[derive(Debug)]
+pub struct Thread(Option<std::thread::JoinHandle<()>>);
+
+/// Runs `work` on a thread. A panic in it is counted and reported like that of a task.
+pub fn thread(name: &'static str, work: impl FnOnce() + Send + 'static) -> std::io::Result<Thread> {
+    let contained = move || {
+        if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+            PANICS.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(
+                thread = name,
+                cause = cause(panic.as_ref()),
+                "a thread panicked and was ended"
+            );
+        }
+    };
+    let builder = std::thread::Builder::new().name(name.to_owned());
+    Ok(Thread(Some(builder.spawn(contained)?)))
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // A panic was reported where it was caught.
+            let _ = thread.join();
+        }
+    }
+}
+
 impl Drop for Task {
     fn drop(&mut self) {
         self.handle.abort();

@@ -103,6 +103,14 @@ impl<'a> Segments<'a> {
         }
     }
 
+    /// Bytes before the payload; of a packet that is not cut, those of its IP header.
+    pub fn headers(&self) -> usize {
+        match self.cut {
+            Cut::Whole { .. } => self.header.length,
+            Cut::Tcp(layout) | Cut::Udp(layout) => layout.payload,
+        }
+    }
+
     /// Whether the packets leave without their transport checksum.
     pub fn leaves_sums(&self) -> bool {
         match (self.sums, self.cut) {

@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["cli"],
     &["reload"],
     &["node"],
-    &["net", "task", "telemetry", "api"],
+    &["net", "device", "task", "telemetry", "api"],
     &["plan"],
     &["config"],
     &["relay", "acl", "ledger", "wire", "overlay"],
@@ -23,6 +23,7 @@ const FLOORS: &[&[&str]] = &[
 /// Uses inside one row that are meant: every IO module may spawn named tasks and count into metrics.
 const SIDEWAYS: &[(&str, &str)] = &[
     ("net", "task"),
+    ("device", "task"),
     ("api", "task"),
     ("net", "telemetry"),
     ("api", "telemetry"),

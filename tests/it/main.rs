@@ -8,6 +8,7 @@ mod admission;
 mod api;
 mod cli;
 mod gossip;
+mod forward;
 mod house;
 mod invalid;
 mod lab;

@@ -1,0 +1,90 @@
+//! A packet from a peer on its way into this machine: its lengths, its source, its destination, and then the device.
+
+use std::io::IoSlice;
+
+use super::{Shared, Table, peer::Peer};
+use crate::{
+    device::Device,
+    overlay::{
+        packet::{Header, TCP, UDP},
+        router::Drop as Dropped,
+        segment::{Segments, Sums},
+        virtio::{self, Offload, Segmentation},
+    },
+};
+
+impl Shared {
+    /// Delivers a packet, or counts why not.
+    pub(super) fn deliver(&self, table: &Table, peer: &Peer, offload: &Offload, packet: &[u8]) {
+        match self.check_and_deliver(table, peer, offload, packet) {
+            Ok(()) => peer.count_received(packet.len()),
+            Err(reason) => peer.drops.count(reason),
+        }
+    }
+
+    fn check_and_deliver(
+        &self,
+        table: &Table,
+        peer: &Peer,
+        offload: &Offload,
+        packet: &[u8],
+    ) -> Result<(), Dropped> {
+        let header = Header::parse(packet).map_err(|_| Dropped::Malformed)?;
+        table.router.incoming(&header, peer.key)?;
+        let headers = check_offload(offload, &header, packet)?;
+        let device = self.device.load();
+        let device = device.as_ref().ok_or(Dropped::Device)?;
+        if !takes(device, offload) {
+            return send_segments(device, offload, packet);
+        }
+        let virtio = offload.encode(headers);
+        device
+            .send(&[IoSlice::new(&virtio), IoSlice::new(packet)])
+            .map_err(|_| Dropped::Device)
+    }
+}
+
+/// What a peer says is left to be done must fit the packet: the kernel does it without asking again. Gives the bytes before
+/// the payload.
+fn check_offload(offload: &Offload, header: &Header, packet: &[u8]) -> Result<u16, Dropped> {
+    if let Some(sum) = offload.sum {
+        let place = match header.protocol {
+            TCP => 16,
+            UDP => 6,
+            // IPv6 extension headers stand between.
+            _ if header.source.is_ipv6() && matches!(sum.offset, 6 | 16) => sum.offset,
+            _ => return Err(Dropped::Malformed),
+        };
+        if sum.offset != place
+            || (header.source.is_ipv4() && usize::from(sum.start) != header.length)
+        {
+            return Err(Dropped::Malformed);
+        }
+    }
+    let segments = Segments::of(offload, packet, Sums::Left).map_err(|_| Dropped::Malformed)?;
+    u16::try_from(segments.headers()).map_err(|_| Dropped::Malformed)
+}
+
+fn takes(device: &Device, offload: &Offload) -> bool {
+    let takes = device.takes();
+    match offload.segmentation {
+        Segmentation::None => offload.sum.is_none() || takes.tcp,
+        Segmentation::Tcp4 | Segmentation::Tcp6 => takes.tcp,
+        Segmentation::Udp => takes.udp,
+    }
+}
+
+/// For a kernel without this offload.
+fn send_segments(device: &Device, offload: &Offload, packet: &[u8]) -> Result<(), Dropped> {
+    let mut segments =
+        Segments::of(offload, packet, Sums::Complete).map_err(|_| Dropped::Malformed)?;
+    let mut one = vec![0; segments.largest()];
+    let nothing_left = [0; virtio::HEADER];
+    while let Some(length) = segments.write_next(&mut one) {
+        let segment = one.get(..length).unwrap_or_default();
+        device
+            .send(&[IoSlice::new(&nothing_left), IoSlice::new(segment)])
+            .map_err(|_| Dropped::Device)?;
+    }
+    Ok(())
+}
