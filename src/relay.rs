@@ -7,6 +7,7 @@ mod bucket;
 mod buffers;
 mod refusal;
 mod report;
+pub mod upkeep;
 
 pub use admission::{Admission, CircuitId, ConnectionKey};
 pub use bucket::Bucket;
