@@ -17,6 +17,7 @@ pub mod heard;
 pub mod identity;
 mod mdns;
 mod peers;
+pub mod reach;
 pub mod relay;
 pub mod streams;
 mod transport;

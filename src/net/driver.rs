@@ -24,6 +24,7 @@ use super::{
     exchange::{self, Exchange},
     heard::{Ears, Heard},
     peers::Found,
+    reach::{self as reaching, Reach},
     relay, streams, transport,
 };
 use listeners::Listeners;
@@ -41,6 +42,7 @@ mod finding;
 mod gossip;
 mod listeners;
 mod port;
+mod reach;
 mod record;
 
 /// Questions waiting for the driver. Every one comes from this process, one at a time from the node or the API.
@@ -76,6 +78,7 @@ pub struct NetReport {
     pub missed: u64,
     pub relay: Report,
     pub found: Found,
+    pub reach: reaching::Report,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -157,6 +160,7 @@ pub fn start(
         quic: HashSet::new(),
         refused: 0,
         ears,
+        reach: Reach::new(streams.clone(), membership.clone()),
         streams: streams.clone(),
         settling,
         idle: Vec::new(),
@@ -281,6 +285,7 @@ struct Driver {
     refused: u64,
     ears: Ears,
     streams: streams::Control,
+    reach: Reach,
     exchange: Exchange,
     settling: watch::Sender<(Generation, Settled)>,
     idle: Vec<oneshot::Sender<()>>,
@@ -291,6 +296,7 @@ impl Driver {
         self.live.mark_changed();
         loop {
             let due = self.listeners.due();
+            let reach_due = self.reach.due();
             tokio::select! {
                 // A published snapshot comes before whatever a peer may ask next.
                 biased;
@@ -306,7 +312,12 @@ impl Driver {
                 () = tokio::time::sleep_until(due.unwrap_or_else(far_future)), if due.is_some() => {
                     self.listeners.look_again(&mut self.swarm);
                 }
+                () = self.reach.members_changed() => self.reach.follow_members(),
+                () = tokio::time::sleep_until(reach_due.map_or_else(far_future, Into::into)), if reach_due.is_some() => {
+                    self.reach.stir();
+                }
             }
+            self.reach.act(&mut self.swarm);
             self.release_idle();
         }
     }
@@ -322,6 +333,7 @@ impl Driver {
             self.swarm.add_external_address(new.clone());
         }
         self.announced = wanted;
+        self.reach.follow(&config);
     }
 
     fn obey(&mut self, command: Command) {
@@ -367,10 +379,12 @@ impl Driver {
             missed: self.ears.missed(),
             relay: self.swarm.behaviour().relay.report(),
             found: self.swarm.behaviour().peers.report(),
+            reach: self.reach.report(),
         }
     }
 
     fn notice(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        self.reach_event(&event);
         match event {
             SwarmEvent::NewListenAddr {
                 listener_id,

@@ -134,6 +134,8 @@ struct Relay {
     /// How else it is known.
     discovered: Option<Discovered>,
     connected: bool,
+    /// It was a static relay until the file changed; what is held there goes.
+    dismissed: bool,
     /// Failures since the last success.
     failures: u32,
     last_failure: Option<Failure>,
@@ -190,13 +192,15 @@ impl Upkeep {
         if terms.enabled && !self.terms.enabled {
             self.started = now;
         }
-        for relay in self.relays.values_mut() {
-            relay.fixed = None;
+        for (peer, relay) in &mut self.relays {
+            let left = relay.fixed.take().is_some() && !terms.fixed.contains(peer);
+            relay.dismissed |= left && relay.is_busy();
         }
         for (place, peer) in terms.fixed.iter().enumerate() {
             let new = !self.terms.fixed.contains(peer);
             let relay = self.relays.entry(*peer).or_insert_with(Relay::new);
             relay.fixed = Some(place);
+            relay.dismissed = false;
             if new {
                 relay.rested();
             }
@@ -234,6 +238,19 @@ impl Upkeep {
         relay.discovered = Some(discovered);
         relay.connected = true;
         self.relays.insert(peer, relay);
+    }
+
+    /// Other peers are members now.
+    pub fn set_sources(&mut self, source: impl Fn(&PeerId) -> Source) {
+        for (peer, relay) in &mut self.relays {
+            if let Some(found) = &mut relay.discovered {
+                found.source = source(peer);
+            }
+        }
+    }
+
+    pub fn knows(&self, peer: &PeerId) -> bool {
+        self.relays.contains_key(peer)
     }
 
     /// The peer no longer announces the service. A reservation that it still honours is kept.
@@ -303,6 +320,7 @@ impl Upkeep {
         let pause = pause::after(failure, source, joining, relay.failures, spread);
         relay.failures = relay.failures.saturating_add(1);
         relay.last_failure = Some(failure);
+        relay.dismissed = false;
         relay.state = State::Resting { until: now + pause };
     }
 
@@ -341,7 +359,8 @@ impl Upkeep {
     }
 
     fn poll_unwanted(&mut self, now: Instant) -> Option<Action> {
-        let unwanted = self.find(|_, relay| relay.is_busy() && !self.wants(relay, now))?;
+        let unwanted =
+            self.find(|_, relay| relay.is_busy() && (relay.dismissed || !self.wants(relay, now)))?;
         self.release(unwanted)
     }
 
@@ -411,7 +430,9 @@ impl Upkeep {
     }
 
     fn release(&mut self, peer: PeerId) -> Option<Action> {
-        self.relays.get_mut(&peer)?.state = State::Candidate;
+        let relay = self.relays.get_mut(&peer)?;
+        relay.state = State::Candidate;
+        relay.dismissed = false;
         Some(Action::Release(peer))
     }
 
@@ -503,6 +524,7 @@ impl Relay {
             fixed: None,
             discovered: None,
             connected: false,
+            dismissed: false,
             failures: 0,
             last_failure: None,
             state: State::Candidate,

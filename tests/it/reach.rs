@@ -1,3 +1,5 @@
 //! How a node is reached: streams over the right connection, reservations, direct connections.
 
+mod bench;
+mod reservations;
 mod streams;

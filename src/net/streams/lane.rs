@@ -13,7 +13,7 @@ use std::{
 };
 
 use futures::{channel::oneshot, task::AtomicWaker};
-use libp2p::{PeerId, StreamProtocol, core::ConnectedPoint, swarm::ConnectionId};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, core::ConnectedPoint, swarm::ConnectionId};
 
 use super::{OpenError, Stream, Transport};
 
@@ -33,6 +33,8 @@ pub struct Lane {
     pub connection: ConnectionId,
     pub relayed: bool,
     pub transport: Transport,
+    pub address: Multiaddr,
+    pub dialled: bool,
     /// Live streams of ours on this connection, both directions.
     pub streams: AtomicU32,
     /// Inbound ones among them that nobody has taken yet.
@@ -65,6 +67,8 @@ impl Lane {
             connection,
             relayed: endpoint.is_relayed(),
             transport: Transport::of(endpoint),
+            address: endpoint.get_remote_address().clone(),
+            dialled: endpoint.is_dialer(),
             streams: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             rtt: AtomicU64::new(0),
@@ -124,6 +128,12 @@ impl Lane {
         let mut requests = self.requests();
         self.open.store(false, Ordering::Relaxed);
         requests.clear();
+    }
+
+    /// Streams of ours that live or are being opened.
+    pub fn in_use(&self) -> u32 {
+        let opening = self.opening.load(Ordering::Relaxed);
+        self.streams.load(Ordering::Relaxed).saturating_add(opening)
     }
 
     /// Takes one of the places for inbound streams that wait.

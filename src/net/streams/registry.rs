@@ -2,11 +2,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic::Ordering},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
-use libp2p::{PeerId, core::ConnectedPoint, multiaddr::Protocol, swarm::ConnectionId};
+use libp2p::{Multiaddr, PeerId, core::ConnectedPoint, multiaddr::Protocol, swarm::ConnectionId};
 use tokio::sync::broadcast;
 
 use super::{OpenError, Route, lane::Lane};
@@ -35,7 +35,11 @@ pub struct Link {
     pub peer: PeerId,
     pub relayed: bool,
     pub transport: Transport,
-    /// Live streams opened or accepted here.
+    /// The peer's end, as far as it is known: behind a circuit only its id.
+    pub address: Multiaddr,
+    /// This side has opened the connection.
+    pub dialled: bool,
+    /// Streams opened or accepted here that live, and those that are being opened.
     pub streams: u32,
     /// The last measured round trip.
     pub rtt: Option<Duration>,
@@ -207,7 +211,9 @@ impl Link {
             peer: lane.peer,
             relayed: lane.relayed,
             transport: lane.transport,
-            streams: lane.streams.load(Ordering::Relaxed),
+            address: lane.address.clone(),
+            dialled: lane.dialled,
+            streams: lane.in_use(),
             rtt: lane.rtt(),
         }
     }

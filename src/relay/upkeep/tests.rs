@@ -215,6 +215,7 @@ fn a_relay_that_leaves_the_file_is_released_and_one_that_joins_is_asked() {
     let [a, b, c] = peers();
     let mut bench = Bench::new(fixed(&[a, b]));
     bench.obey();
+    bench.found(a, Source::Found, Scope::Public);
     bench.upkeep.set_terms(fixed(&[b, c]), bench.now);
     assert_eq!(
         bench.obey(),
