@@ -12,6 +12,7 @@ mod forward;
 mod house;
 mod invalid;
 mod lab;
+mod ledger;
 mod mdns;
 mod node;
 mod peers;
