@@ -27,7 +27,7 @@ use tokio::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// No test lasts so long that an idle connection is closed.
-const IDLE: Duration = Duration::from_secs(60);
+pub const IDLE: Duration = Duration::from_secs(60);
 
 #[derive(NetworkBehaviour)]
 pub struct Gossiping {
@@ -41,6 +41,7 @@ type Job = Box<dyn FnOnce(&mut Swarm<Gossiping>) + Send>;
 pub struct Member {
     pub id: PeerId,
     pub tcp: Multiaddr,
+    pub quic: Multiaddr,
     network: Fingerprint,
     control: gossip::Control,
     outlets: watch::Receiver<Arc<Outlets>>,
@@ -50,7 +51,13 @@ pub struct Member {
     _running: Running,
 }
 
-struct Running(JoinHandle<()>);
+pub struct Running(JoinHandle<()>);
+
+impl Running {
+    pub fn spawn(future: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(future))
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -120,12 +127,14 @@ impl Member {
             .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))
             .build();
         let tcp = listen(&mut swarm, "/ip4/127.0.0.1/tcp/0").await;
+        let quic = listen(&mut swarm, "/ip4/127.0.0.1/udp/0/quic-v1").await;
         let (jobs, received) = mpsc::unbounded_channel();
         let (hear, heard) = mpsc::unbounded_channel();
-        let running = Running(tokio::spawn(run(swarm, received, hear)));
+        let running = Running::spawn(run(swarm, received, hear));
         Self {
             id,
             tcp,
+            quic,
             network: token.fingerprint(),
             outlets: control.outlets(),
             control,
@@ -241,7 +250,7 @@ async fn run(
     }
 }
 
-async fn listen(swarm: &mut Swarm<Gossiping>, address: &str) -> Multiaddr {
+pub async fn listen<B: NetworkBehaviour>(swarm: &mut Swarm<B>, address: &str) -> Multiaddr {
     swarm
         .listen_on(address.parse().expect("an address"))
         .expect("a listener");
