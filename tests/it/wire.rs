@@ -2,7 +2,9 @@
 //! what EdgeVPN nodes really sent (`wire-vectors-live.json`).
 
 mod command;
+mod hostile;
 mod live;
+mod properties;
 mod signatures;
 
 use edgevpn::{
