@@ -22,6 +22,7 @@ pub mod relay;
 pub mod streams;
 mod transport;
 
+pub use discovery::Dht;
 pub use driver::{Handle, ListenError, NetReport, StartError, start};
 pub use heard::Heard;
 pub use peers::{Counts, Found};

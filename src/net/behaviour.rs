@@ -11,7 +11,7 @@ use libp2p::{
 };
 use tokio::sync::watch;
 
-use super::{gate, gossip, mdns, peers, streams};
+use super::{discovery, gate, gossip, mdns, peers, streams};
 use crate::{
     acl::Membership,
     config::{Limits, Snapshot},
@@ -37,6 +37,7 @@ pub struct Behaviour {
     pub streams: streams::Behaviour,
     pub mdns: mdns::Behaviour,
     pub gossip: gossip::Behaviour,
+    pub discovery: discovery::Behaviour,
 }
 
 impl Behaviour {
@@ -50,7 +51,9 @@ impl Behaviour {
         let identify =
             identify::Config::new_with_signed_peer_record(PROTOCOL_VERSION.to_owned(), keypair)
                 .with_agent_version(AGENT.to_owned())
-                .with_push_listen_addr_updates(true);
+                .with_push_listen_addr_updates(true)
+                // What strangers say about themselves is dialled only after `peers` has judged it.
+                .with_cache_size(0);
         let limits =
             connection_limits::Behaviour::new(connection_limits(&live.borrow().config.limits));
         Self {
@@ -63,7 +66,8 @@ impl Behaviour {
             peers: peers::Behaviour::new(local, live.clone(), membership),
             streams: streams::Behaviour::new(),
             mdns: mdns::Behaviour::new(local, live.clone()),
-            gossip: gossip::Behaviour::new(keypair.clone(), live),
+            gossip: gossip::Behaviour::new(keypair.clone(), live.clone()),
+            discovery: discovery::Behaviour::new(local, live),
         }
     }
 }

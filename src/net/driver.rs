@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     behaviour::{Behaviour, BehaviourEvent, connection_limits},
     boxed::Boxed,
+    discovery::Dht,
     exchange::{self, Exchange},
     heard::{Ears, Heard},
     peers::Found,
@@ -79,6 +80,8 @@ pub struct NetReport {
     pub relay: Report,
     pub found: Found,
     pub reach: reaching::Report,
+    /// `None` while the DHT is not used.
+    pub dht: Option<Dht>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -367,7 +370,7 @@ impl Driver {
         }
     }
 
-    fn report(&self) -> NetReport {
+    fn report(&mut self) -> NetReport {
         let info = self.swarm.network_info();
         let counters = info.connection_counters();
         NetReport {
@@ -380,6 +383,7 @@ impl Driver {
             relay: self.swarm.behaviour().relay.report(),
             found: self.swarm.behaviour().peers.report(),
             reach: self.reach.report(),
+            dht: self.swarm.behaviour_mut().discovery.report(),
         }
     }
 
@@ -432,6 +436,7 @@ impl Driver {
             SwarmEvent::Behaviour(BehaviourEvent::Relay(event)) => self.relay_event(event),
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => self.found_on_a_link(event),
             SwarmEvent::Behaviour(BehaviourEvent::Gossip(event)) => self.gossip_event(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Discovery(event)) => self.found_in_the_dht(event),
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
                 peer,
                 connection,
@@ -444,10 +449,11 @@ impl Driver {
         }
     }
 
-    fn identified(&self, peer: PeerId, info: &identify::Info) {
+    fn identified(&mut self, peer: PeerId, info: &identify::Info) {
         if info.protocols.contains(&exchange::PROTOCOL) {
             self.exchange.speaks(peer);
         }
+        self.says_about_itself(peer, info);
     }
 
     /// A connection that carries no answers is dead, whatever TCP believes; a peer that does not speak ping is not.
