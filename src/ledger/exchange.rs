@@ -152,6 +152,15 @@ impl Exchange {
         );
         let mut outgoing = Vec::new();
         self.compare(peer, ledger, now, at, &mut outgoing);
+        // What has not settled is in no sum yet, and went out before this neighbour was there to hear it.
+        if ledger.terms.ownership != Ownership::Off {
+            let is_young =
+                |record: &&Arc<Record>| !ledger.tree.is_settled(record.entry().updated_at);
+            let young = ledger.items.values().filter(is_young).cloned();
+            for message in pack(young, Why::Answer) {
+                self.send_answer(peer, message, at, &mut outgoing);
+            }
+        }
         outgoing
     }
 
