@@ -31,6 +31,8 @@ mod explain;
 pub mod forward;
 mod sync;
 
+use sync::Sync;
+
 /// Everything that can fail before a commit is done within this, or the attempt fails. Binding takes milliseconds; what
 /// takes longer is a disk or a resolver that hangs, and the operator should hear of it.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,7 +50,7 @@ pub struct Node {
     log: Log,
     /// The key file, if this start has made it.
     new_key: Option<PathBuf>,
-    _ledger: task::Task,
+    ledger: Sync,
     _state: StateLock,
 }
 
@@ -138,10 +140,18 @@ impl Node {
         };
         let (publish, live) = watch::channel(Arc::new(nothing));
         let (members, membership) = watch::channel(Arc::<Membership>::default());
-        let (net, heard) = net::start(&identity.keypair, live, membership)?;
+        let (net, heard) = net::start(&identity.keypair, live.clone(), membership)?;
+        let ledger = Sync::start(sync::Inputs {
+            keypair: identity.keypair,
+            state_dir: config.node.state_dir.clone(),
+            net: net.clone(),
+            heard,
+            live,
+            members,
+        });
         Ok(Node {
             net,
-            _ledger: sync::start(heard, members),
+            ledger,
             publish,
             listeners: Vec::new(),
             api: Served::default(),
@@ -283,6 +293,8 @@ impl Node {
     pub async fn report(&self) -> api::NodeReport {
         let snapshot = self.snapshot();
         let net = self.net.report().await;
+        let network = self.ledger.report().await;
+        let (network, problems) = network.unzip();
         api::NodeReport {
             name: snapshot.config.node.name.clone(),
             peer_id: self.net.local_peer.to_string(),
@@ -303,7 +315,8 @@ impl Node {
                 refused_total: net.refused,
             },
             relay: net.relay,
-            network: None,
+            network,
+            problems: problems.unwrap_or_default(),
             panics: task::panics(),
         }
     }
@@ -325,8 +338,9 @@ impl Node {
         }
     }
 
-    /// Closes everything. Answers under way are finished.
+    /// Leaves the network and closes everything. Answers under way are finished.
     pub async fn stop(self) {
+        self.ledger.leave().await;
         for served in [self.api, self.metrics] {
             if let Some(server) = served.server {
                 server.stop().await;

@@ -25,19 +25,34 @@ pub struct Task {
 /// Runs `future` until it ends or its [`Task`] is dropped.
 pub fn spawn(name: &'static str, future: impl Future<Output = ()> + Send + 'static) -> Task {
     let contained = async move {
-        if let Err(panic) = std::panic::AssertUnwindSafe(future).catch_unwind().await {
-            PANICS.fetch_add(1, Ordering::Relaxed);
-            tracing::error!(
-                task = name,
-                cause = cause(panic.as_ref()),
-                "a task panicked and was ended"
-            );
-        }
+        // Counted and reported where it was caught.
+        let _ = contained(name, future).await;
     };
     Task {
         name,
         handle: tokio::spawn(contained),
     }
+}
+
+/// A panic, counted and reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Panicked;
+
+/// Runs `future` within the present task. Whoever calls decides whether what panicked begins again.
+pub async fn contained<T>(
+    name: &'static str,
+    future: impl Future<Output = T>,
+) -> Result<T, Panicked> {
+    let caught = std::panic::AssertUnwindSafe(future).catch_unwind().await;
+    caught.map_err(|panic| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(
+            task = name,
+            cause = cause(panic.as_ref()),
+            "a task panicked and was ended"
+        );
+        Panicked
+    })
 }
 
 impl Task {

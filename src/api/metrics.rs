@@ -1,6 +1,6 @@
 //! The status report as metrics: one source for what `status` shows and what is scraped.
 
-use super::StatusReport;
+use super::{NetworkReport, StatusReport};
 use crate::plan::{Outcome, State, Trigger};
 use prometheus_client::{
     encoding::text,
@@ -16,6 +16,9 @@ pub(super) fn exposition(report: &StatusReport) -> String {
     config(&mut registry, report);
     relay(&mut registry, report);
     connections(&mut registry, report);
+    if let Some(report) = &report.node.network {
+        network(&mut registry, report);
+    }
     let version = vec![("version", report.version.clone())];
     registry.register("build", "The program that runs", Info::new(version));
     registry.register_with_unit(
@@ -205,6 +208,87 @@ fn connections(registry: &mut Registry, report: &StatusReport) {
         "task_panics",
         "Tasks that ended by a panic; anything but 0 is a fault in the program",
         ConstCounter::new(report.node.panics),
+    );
+}
+
+fn network(registry: &mut Registry, report: &NetworkReport) {
+    for (name, help, value) in [
+        ("members", "Members beside this node", report.members),
+        (
+            "ledger_neighbours",
+            "Nodes that exchange ledgers with this one",
+            report.neighbours,
+        ),
+    ] {
+        registry.register(name, help, gauge(value.into()));
+    }
+    registry.register(
+        "ledger_entries",
+        "Entries of the ledger, tombstones included",
+        gauge(report.ledger.entries as f64),
+    );
+    registry.register_with_unit(
+        "ledger",
+        "Size of the ledger",
+        Unit::Bytes,
+        gauge(report.ledger.bytes as f64),
+    );
+    registry.register(
+        "ledger_entries_merged",
+        "Entries taken over from other nodes",
+        ConstCounter::new(report.ledger.merged_total),
+    );
+    registry.register(
+        "ledger_rejected",
+        "Messages and entries of other nodes that were not taken",
+        by("reason", &report.rejected),
+    );
+    let messages = Family::<Vec<(&'static str, &'static str)>, Counter>::default();
+    let bytes = Family::<Vec<(&'static str, &'static str)>, Counter>::default();
+    for (way, traffic) in [("gossip", &report.gossip), ("exchange", &report.exchange)] {
+        for (direction, sent, size) in [
+            ("in", traffic.messages_in, traffic.bytes_in),
+            ("out", traffic.messages_out, traffic.bytes_out),
+        ] {
+            let labels = vec![("way", way), ("direction", direction)];
+            messages.get_or_create_owned(&labels).inc_by(sent);
+            bytes.get_or_create_owned(&labels).inc_by(size);
+        }
+    }
+    registry.register(
+        "ledger_messages",
+        "Messages about the ledger, by gossip and between our own nodes",
+        messages,
+    );
+    registry.register_with_unit(
+        "ledger_traffic",
+        "Bytes of these messages",
+        Unit::Bytes,
+        bytes,
+    );
+    registry.register_with_unit(
+        "rotation_in",
+        "Time until topics and keys change",
+        Unit::Seconds,
+        gauge(report.rotation_in_s as f64),
+    );
+    if let Some(age) = report.heartbeat_age_s {
+        registry.register_with_unit(
+            "heartbeat_age",
+            "Time since this node said that it is alive",
+            Unit::Seconds,
+            gauge(age as f64),
+        );
+    }
+    registry.register(
+        "bootstrap_open",
+        "1 while strangers may reserve because no member is known yet",
+        flag(report.bootstrap.open),
+    );
+    registry.register(
+        "clock_steps",
+        "Times the system clock was set by more than 30 s",
+        ConstCounter::new(report.clock_steps),
     );
 }
 

@@ -77,6 +77,9 @@ pub struct NodeReport {
     /// Absent without `[network]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkReport>,
+    /// What does not work as it should.
+    #[serde(skip)]
+    pub problems: Vec<String>,
     /// Tasks that ended by a panic since the start; anything but 0 is a fault worth reporting.
     pub panics: u64,
 }

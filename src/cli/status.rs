@@ -12,6 +12,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+mod network;
+
 /// A status is a copy of counters; a node that takes longer is in trouble.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -102,7 +104,7 @@ fn lines(report: &StatusReport, now: f64, paint: Paint) -> String {
     }
     let connections = &node.connections;
     text.push_str(&row(
-        "network",
+        "connected",
         &[format!(
             "{} of {} to {}, {} in their handshake",
             grouped(connections.established.into()),
@@ -111,6 +113,9 @@ fn lines(report: &StatusReport, now: f64, paint: Paint) -> String {
             grouped(connections.pending.into()),
         )],
     ));
+    if let Some(network) = &node.network {
+        text.push_str(&network::lines(network, paint));
+    }
     for problem in &report.problems {
         text.push_str(&row("problem", &[paint.warn(problem)]));
     }
@@ -122,6 +127,9 @@ fn lines(report: &StatusReport, now: f64, paint: Paint) -> String {
         text.push_str(&row("fault", &[paint.bad(&panics)]));
     }
     text.push_str(&peers(&node.relay));
+    if let Some(network) = &node.network {
+        text.push_str(&network::table(network));
+    }
     text
 }
 

@@ -124,6 +124,7 @@ enum Command {
     Close(Vec<Multiaddr>),
     Undo(Vec<Multiaddr>),
     Report(oneshot::Sender<NetReport>),
+    Addresses(oneshot::Sender<Vec<Multiaddr>>),
     Impact(Arc<Config>, oneshot::Sender<Impact>),
     Learnt(Vec<(PeerId, Vec<Multiaddr>)>),
     Drain,
@@ -228,6 +229,11 @@ impl Handle {
     /// Opens and accepts streams of our own protocols.
     pub fn streams(&self) -> &streams::Control {
         &self.streams
+    }
+
+    /// Where this node may be reached, the surest first.
+    pub async fn addresses(&self) -> Vec<Multiaddr> {
+        self.ask(Command::Addresses).await.unwrap_or_default()
     }
 
     pub async fn report(&self) -> NetReport {
@@ -360,6 +366,7 @@ impl Driver {
                     .for_each(|address| self.listeners.undo(&mut self.swarm, address));
             }
             Command::Report(reply) => drop(reply.send(self.report())),
+            Command::Addresses(reply) => drop(reply.send(self.addresses())),
             Command::Impact(config, reply) => {
                 // Gone if the asker gave up.
                 let _ = reply.send(self.swarm.behaviour().relay.impact(&config));
@@ -368,6 +375,14 @@ impl Driver {
             Command::Drain => self.swarm.behaviour_mut().relay.drain(),
             Command::Idle(reply) => self.idle.push(reply),
         }
+    }
+
+    /// Those that others have confirmed or the operator announces first, then those of the listeners.
+    fn addresses(&self) -> Vec<Multiaddr> {
+        let external: Vec<Multiaddr> = self.swarm.external_addresses().cloned().collect();
+        let listening = self.listeners.addresses().into_iter();
+        let others = listening.filter(|address| !external.contains(address));
+        external.iter().cloned().chain(others).collect()
     }
 
     fn report(&mut self) -> NetReport {

@@ -17,11 +17,12 @@ use std::{
 };
 
 use libp2p::{PeerId, StreamProtocol};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::{heard::Ears, streams};
 use crate::{
     config::Snapshot,
+    ledger::MAX_MESSAGE,
     task::{self, Task},
 };
 
@@ -31,12 +32,12 @@ mod pump;
 /// Spoken by our own nodes that are in a network.
 pub const PROTOCOL: StreamProtocol = StreamProtocol::new("/edgevpn/ledger/1.0.0");
 
-/// Bytes of a frame at most. A thousand signed entries take about this much; what is larger goes in several.
-pub const LARGEST_FRAME: usize = 256 * 1024;
+/// Bytes of a frame at most: the largest message, and what sealing adds (a byte, a nonce of 12 and a tag of 16).
+pub const LARGEST_FRAME: usize = MAX_MESSAGE + 29;
 
 /// Bytes that wait for one neighbour at most. A neighbour that is further behind is dropped, and begins anew with a digest
 /// once it reads again.
-const BEHIND: usize = 4 * LARGEST_FRAME;
+const BEHIND: usize = 16 * LARGEST_FRAME;
 
 /// Frames likewise.
 const FRAMES_BEHIND: usize = 256;
@@ -101,6 +102,8 @@ pub struct Report {
 struct Shared {
     lanes: Mutex<HashMap<PeerId, Lane>>,
     counts: Counts,
+    /// Something queued has been written, or will never be.
+    written: Notify,
 }
 
 /// The queue of one neighbour.
@@ -130,6 +133,7 @@ impl Exchange {
         let shared = Arc::new(Shared {
             lanes: Mutex::default(),
             counts: Counts::default(),
+            written: Notify::new(),
         });
         let (publish, neighbours) = watch::channel(Neighbours::default());
         let (speakers, speaking) = mpsc::channel(NEIGHBOURS);
@@ -169,6 +173,18 @@ impl Exchange {
         drop(lanes);
         self.shared.counts.refuse("slow_neighbour");
         false
+    }
+
+    /// Waits until everything that was queued has been written.
+    pub async fn flushed(&self) {
+        loop {
+            let written = self.shared.written.notified();
+            let behind = |lane: &Lane| lane.behind.load(Ordering::Relaxed) > 0;
+            if !self.shared.lanes().values().any(behind) {
+                return;
+            }
+            written.await;
+        }
     }
 
     pub fn report(&self) -> Report {

@@ -20,7 +20,9 @@ pub struct Bootstrap {
 
 #[derive(Debug)]
 enum Stage {
-    /// No configuration with `reserve = "members"` has been in force in this process.
+    /// No configuration has been in force in this process.
+    Fresh,
+    /// None of those that have been asked for members.
     Unused,
     Open {
         since: Instant,
@@ -29,17 +31,22 @@ enum Stage {
 }
 
 /// Why no stranger is admitted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Why {
     /// It has been open in an earlier run, or this node never needed one.
+    #[error("used at the first start")]
     Before,
     /// A member is known.
+    #[error("a member is known")]
     Member,
     /// `acl.bootstrap` is over, or `"0s"`.
+    #[error("`acl.bootstrap` is over")]
     Time,
     /// `acl.reserve` became `"members"` while the node ran.
+    #[error("the node ran before it asked for members")]
     Late,
     /// The mark cannot be written, and without it a restart would open the window again.
+    #[error("it cannot be noted in `node.state_dir` that it was open: {0}")]
     Disk(String),
 }
 
@@ -47,15 +54,21 @@ impl Bootstrap {
     pub fn of(state_dir: &Path) -> Self {
         Self {
             mark: state_dir.join("bootstrap"),
-            stage: Stage::Unused,
+            stage: Stage::Fresh,
         }
     }
 
-    /// The first configuration of this process asks for members. Blocks for the disk.
-    pub fn begin(&mut self, window: Duration, now: Instant) {
-        if !matches!(self.stage, Stage::Unused) {
-            return;
+    /// A configuration is in force. `wanted`: it asks for members. Blocks for the disk, the first time that it does.
+    pub fn follow(&mut self, wanted: bool, window: Duration, now: Instant) {
+        match self.stage {
+            Stage::Fresh if wanted => self.begin(window, now),
+            Stage::Fresh => self.stage = Stage::Unused,
+            Stage::Unused if wanted => self.pass(),
+            Stage::Unused | Stage::Open { .. } | Stage::Closed(_) => {}
         }
+    }
+
+    fn begin(&mut self, window: Duration, now: Instant) {
         self.stage = match self.mark.symlink_metadata() {
             Ok(_) => Stage::Closed(Why::Before),
             Err(_) => match disk::write_whole(&self.mark, MARK) {
@@ -66,13 +79,11 @@ impl Bootstrap {
         };
     }
 
-    /// A later configuration asks for members: who has run without them needs no window. Blocks for the disk.
-    pub fn pass(&mut self) {
-        if matches!(self.stage, Stage::Unused) {
-            self.stage = Stage::Closed(Why::Late);
-            if let Err(error) = disk::write_whole(&self.mark, MARK) {
-                tracing::warn!(file = %self.mark.display(), cause = %error, "cannot note that no bootstrap window is needed");
-            }
+    /// Who has run without members needs no window to find them.
+    fn pass(&mut self) {
+        self.stage = Stage::Closed(Why::Late);
+        if let Err(error) = disk::write_whole(&self.mark, MARK) {
+            tracing::warn!(file = %self.mark.display(), cause = %error, "cannot note that no bootstrap window is needed");
         }
     }
 
@@ -88,7 +99,7 @@ impl Bootstrap {
         }
         match self.stage {
             Stage::Open { .. } => Window::Open,
-            Stage::Unused | Stage::Closed(_) => Window::Closed,
+            Stage::Fresh | Stage::Unused | Stage::Closed(_) => Window::Closed,
         }
     }
 
@@ -96,7 +107,7 @@ impl Bootstrap {
     pub fn deadline(&self, window: Duration) -> Option<Instant> {
         match self.stage {
             Stage::Open { since } => since.checked_add(window),
-            Stage::Unused | Stage::Closed(_) => None,
+            Stage::Fresh | Stage::Unused | Stage::Closed(_) => None,
         }
     }
 
@@ -104,7 +115,7 @@ impl Bootstrap {
     pub fn closed(&self) -> Option<&Why> {
         match &self.stage {
             Stage::Closed(why) => Some(why),
-            Stage::Unused | Stage::Open { .. } => None,
+            Stage::Fresh | Stage::Unused | Stage::Open { .. } => None,
         }
     }
 }
@@ -123,7 +134,7 @@ mod tests {
     fn begun(folder: &Path) -> (Bootstrap, Instant) {
         let now = Instant::now();
         let mut bootstrap = Bootstrap::of(folder);
-        bootstrap.begin(WINDOW, now);
+        bootstrap.follow(true, WINDOW, now);
         (bootstrap, now)
     }
 
@@ -184,8 +195,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let now = Instant::now();
         let mut bootstrap = Bootstrap::of(folder.path());
-        bootstrap.pass();
-        bootstrap.begin(WINDOW, now);
+        bootstrap.follow(false, WINDOW, now);
+        bootstrap.follow(true, WINDOW, now);
         assert_eq!(bootstrap.look(false, WINDOW, now), Window::Closed);
         assert_eq!(bootstrap.closed(), Some(&Why::Late));
         assert!(fs::exists(folder.path().join("bootstrap")).unwrap());
@@ -198,7 +209,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let now = Instant::now();
         let mut bootstrap = Bootstrap::of(folder.path());
-        bootstrap.begin(Duration::ZERO, now);
+        bootstrap.follow(true, Duration::ZERO, now);
         assert_eq!(bootstrap.look(false, WINDOW, now), Window::Closed);
         let (mut second, began) = begun(folder.path());
         assert_eq!(second.look(false, WINDOW, began), Window::Closed);

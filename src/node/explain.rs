@@ -35,6 +35,7 @@ impl Node {
             enforced: acl.mode() == Mode::Enforce,
             rule: decision.rule.key.to_string(),
             origin: decision.rule.origin.to_string(),
+            because: self.ledger.why(peer).await,
             addresses: address
                 .or(seen)
                 .map(|address| address.to_string())
@@ -51,7 +52,6 @@ impl Node {
                     .saturating_add(known.circuits_as_destination)
             }),
             standing: standing.to_string(),
-            ..Explanation::default()
         }
     }
 }

@@ -15,6 +15,9 @@ use std::time::SystemTime;
 impl Engine {
     /// One moment of the engine and its node.
     pub async fn status(&self) -> StatusReport {
+        let mut node = self.node.report().await;
+        let mut problems: Vec<String> = self.keeper.trouble().into_iter().collect();
+        problems.append(&mut node.problems);
         let left = self
             .unconfirmed
             .as_ref()
@@ -33,8 +36,8 @@ impl Engine {
             confirm_within_s: left.map(|left| left.as_secs()),
             reloads: self.account.counts(),
             watcher: self.watching(),
-            problems: self.keeper.trouble().into_iter().collect(),
-            node: self.node.report().await,
+            problems,
+            node,
         }
     }
 

@@ -36,7 +36,7 @@ listening /ip4/192.0.2.7/tcp/4501  /ip4/192.0.2.7/udp/4501/quic-v1
 announced /dns4/edge-7.example.org/tcp/4501
 relay     57 of 128 reservations · 112 circuits (41 draining) · 18.2 MB carried
 refused   14 requests:  11 denied  3 node full
-network   60 of 512 connections to 58 peers, 2 in their handshake
+connected 60 of 512 connections to 58 peers, 2 in their handshake
 
 PEER           ADDRESS                                  RESERVED    CIRCUITS     CARRIED
 12D3KooWGRaW…  198.51.100.4                             59 min      3            1.2 GB

@@ -15,6 +15,7 @@ mod invalid;
 mod lab;
 mod ledger;
 mod mdns;
+mod members;
 mod node;
 mod peers;
 mod reach;

@@ -173,6 +173,7 @@ async fn write_queued(
             .counts
             .bytes_out
             .fetch_add(length.into(), Ordering::Relaxed);
+        shared.written.notify_waiters();
     }
     timeout(WRITE_TIMEOUT, stream.close())
         .await

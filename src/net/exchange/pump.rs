@@ -254,6 +254,7 @@ impl Pump {
                     lanes.remove(&peer);
                 }
                 drop(lanes);
+                self.shared.written.notify_waiters();
                 self.announce();
                 self.retry(peer);
             }

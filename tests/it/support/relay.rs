@@ -341,7 +341,15 @@ pub fn swarm<B: NetworkBehaviour>(
     idle: Duration,
     behaviour: impl FnOnce(&Keypair, libp2p::relay::client::Behaviour) -> B,
 ) -> Swarm<B> {
-    SwarmBuilder::with_new_identity()
+    swarm_as(Keypair::generate_ed25519(), idle, behaviour)
+}
+
+pub fn swarm_as<B: NetworkBehaviour>(
+    key: Keypair,
+    idle: Duration,
+    behaviour: impl FnOnce(&Keypair, libp2p::relay::client::Behaviour) -> B,
+) -> Swarm<B> {
+    SwarmBuilder::with_existing_identity(key)
         .with_tokio()
         .with_tcp(
             tcp::Config::default().nodelay(true),

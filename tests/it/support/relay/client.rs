@@ -1,12 +1,13 @@
 //! Peers of the relay: by hand, or with the unmodified client of rust-libp2p.
 
 use super::{
-    IDLE, PATIENCE, RelayUnderTest, Running, TALK, identify_behaviour, message, plain, swarm,
+    IDLE, PATIENCE, RelayUnderTest, Running, TALK, identify_behaviour, message, plain, swarm_as,
 };
 use edgevpn::net::relay::proto;
 use futures::AsyncReadExt;
 use libp2p::{
     Multiaddr, PeerId, Stream, StreamProtocol, identify,
+    identity::Keypair,
     multiaddr::Protocol,
     swarm::{
         ConnectionId, NetworkBehaviour, SwarmEvent,
@@ -45,6 +46,11 @@ impl Client {
         Self::new(&[proto::STOP, TALK], false)
     }
 
+    /// The same under a key that is known elsewhere.
+    pub fn by_hand_as(key: Keypair, accepts: &[StreamProtocol]) -> Self {
+        Self::with_key(key, &[&[proto::STOP, TALK], accepts].concat(), false)
+    }
+
     /// Speaks hop by hand and understands no stop.
     pub fn deaf() -> Self {
         Self::new(&[TALK], false)
@@ -56,8 +62,12 @@ impl Client {
     }
 
     fn new(accepts: &[StreamProtocol], upstream: bool) -> Self {
+        Self::with_key(Keypair::generate_ed25519(), accepts, upstream)
+    }
+
+    fn with_key(key: Keypair, accepts: &[StreamProtocol], upstream: bool) -> Self {
         let (plain, accepted) = plain::Behaviour::new(accepts);
-        let swarm = swarm(IDLE, |key, client| ClientBehaviour {
+        let swarm = swarm_as(key, IDLE, |key, client| ClientBehaviour {
             plain,
             identify: identify_behaviour(key),
             relay: upstream.then_some(client).into(),

@@ -1,0 +1,194 @@
+//! The private network in `edgevpn status`: a line for what there is, a table of who.
+
+use crate::{
+    api::{MemberReport, NetworkReport},
+    cli::text::*,
+};
+
+/// Peers listed; `--json` has more.
+const LISTED: usize = 20;
+
+/// Members, ledger, rotation, and whether strangers are admitted meanwhile.
+pub(super) fn lines(network: &NetworkReport, paint: Paint) -> String {
+    let both = |traffic: crate::api::Traffic| {
+        format!(
+            "{} in, {} out",
+            bytes(traffic.bytes_in),
+            bytes(traffic.bytes_out)
+        )
+    };
+    let accepted = match network.accepted.len() as u64 {
+        0 => String::new(),
+        more => format!(" and {}", count(more, "more token")),
+    };
+    let mut text = row(
+        "network",
+        &[
+            format!(
+                "{} · ledger {}, {} · rotation in {}",
+                count(network.members.into(), "member"),
+                match network.ledger.entries {
+                    1 => "1 entry".to_owned(),
+                    entries => format!("{} entries", grouped(entries)),
+                },
+                bytes(network.ledger.bytes),
+                span(network.rotation_in_s),
+            ),
+            format!("token {}{accepted}", network.fingerprint),
+        ],
+    );
+    text.push_str(&row(
+        "ledger",
+        &[
+            format!(
+                "exchanged with {}: {}",
+                count(network.neighbours.into(), "neighbour"),
+                both(network.exchange)
+            ),
+            format!("gossip {}", both(network.gossip)),
+        ],
+    ));
+    if network.bootstrap.open {
+        let left = network.bootstrap.closes_in_s.map_or_else(
+            || "until a member is known".to_owned(),
+            |left| format!("for {} or until a member is known", span(left)),
+        );
+        let open = format!("strangers are admitted {left} (`acl.bootstrap`)");
+        text.push_str(&row("bootstrap", &[paint.warn(&open)]));
+    }
+    let rejected = network
+        .rejected
+        .values()
+        .fold(0u64, |sum, count| sum.saturating_add(*count));
+    if rejected > 0 {
+        let mut reasons: Vec<_> = network
+            .rejected
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .collect();
+        reasons.sort_by_key(|(reason, count)| (std::cmp::Reverse(**count), *reason));
+        let mut items = vec!["not taken from peers:".to_owned()];
+        items.extend(
+            reasons
+                .into_iter()
+                .map(|(reason, count)| format!("{} {}", grouped(*count), reason.replace('_', " "))),
+        );
+        text.push_str(&row("", &items));
+    }
+    text
+}
+
+/// Who is a member, and who is not and why.
+pub(super) fn table(network: &NetworkReport) -> String {
+    if network.peers.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(
+        "\n{:<14} {:<16} {:<8} {:<9} {:<10} {}\n",
+        "MEMBER", "NAME", "PATH", "RTT", "HEARTBEAT", "ADDRESSES"
+    );
+    for peer in network.peers.iter().take(LISTED) {
+        text.push_str(&line(peer));
+    }
+    let listed = network.peers.len().min(LISTED);
+    let rest = (network.peers.len() - listed) as u64 + u64::from(network.peers_omitted);
+    if rest > 0 {
+        text.push_str(&format!("and {}\n", count(rest, "more peer")));
+    }
+    text
+}
+
+fn line(peer: &MemberReport) -> String {
+    let heartbeat = peer
+        .heartbeat_age_s
+        .map_or("none".to_owned(), |age| format!("{} ago", span(age)));
+    let last = match &peer.why_not {
+        Some(why) => format!("no member: {why}"),
+        None => peer.addresses.join(" "),
+    };
+    format!(
+        "{:<14} {:<16} {:<8} {:<9} {heartbeat:<10} {last}\n",
+        short_peer(&peer.peer),
+        if peer.name.is_empty() {
+            "-"
+        } else {
+            &peer.name
+        },
+        peer.path.as_deref().unwrap_or("-"),
+        peer.rtt_ms.map_or("-".to_owned(), took),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{BootstrapReport, LedgerReport, Traffic};
+
+    fn network() -> NetworkReport {
+        NetworkReport {
+            fingerprint: "4f1c9e02".into(),
+            members: 1,
+            neighbours: 1,
+            rotation_in_s: 130,
+            ledger: LedgerReport {
+                entries: 5,
+                bytes: 1210,
+                merged_total: 3,
+            },
+            exchange: Traffic {
+                bytes_in: 2048,
+                bytes_out: 1024,
+                ..Traffic::default()
+            },
+            peers: vec![
+                MemberReport {
+                    peer: "12D3KooWGRaaaaaaaaaaaaa".into(),
+                    name: "hub".into(),
+                    member: true,
+                    heartbeat_age_s: Some(12),
+                    path: Some("direct".into()),
+                    rtt_ms: Some(0.8),
+                    addresses: vec!["/ip4/192.0.2.7/tcp/4501".into()],
+                    ..MemberReport::default()
+                },
+                MemberReport {
+                    peer: "12D3KooWQx9aaaaaaaaaaaa".into(),
+                    why_not: Some("it withdrew its heartbeat".into()),
+                    ..MemberReport::default()
+                },
+            ],
+            ..NetworkReport::default()
+        }
+    }
+
+    #[test]
+    fn the_network_is_a_line_and_a_table() {
+        let text = lines(&network(), Paint::new(false)) + &table(&network());
+        for fact in [
+            "1 member · ledger 5 entries",
+            "rotation in 2 min",
+            "token 4f1c9e02",
+            "exchanged with 1 neighbour",
+            "hub",
+            "direct",
+            "12 s ago",
+            "/ip4/192.0.2.7/tcp/4501",
+            "no member: it withdrew its heartbeat",
+        ] {
+            assert!(text.contains(fact), "{fact} in\n{text}");
+        }
+        assert!(!text.contains("bootstrap"), "{text}");
+    }
+
+    #[test]
+    fn an_open_window_is_a_warning_with_its_end() {
+        let mut network = network();
+        network.bootstrap = BootstrapReport {
+            open: true,
+            closes_in_s: Some(90),
+            why: None,
+        };
+        let text = lines(&network, Paint::new(false));
+        assert!(text.contains("strangers are admitted for 1 min"), "{text}");
+    }
+}
