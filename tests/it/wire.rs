@@ -2,6 +2,7 @@
 //! what EdgeVPN nodes really sent (`wire-vectors-live.json`).
 
 mod command;
+mod differential;
 mod hostile;
 mod live;
 mod properties;
