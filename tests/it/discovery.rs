@@ -1,6 +1,7 @@
 //! Members who share nothing but a token and one address find each other.
 
 use std::{
+    fs,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,7 +11,13 @@ use edgevpn::{
     wire::Token,
 };
 
-use crate::support::net::{NetUnderTest, config, token};
+use crate::{
+    lab::world::{Host, Lab, Place, Program},
+    support::{
+        net::{NetUnderTest, config, token},
+        node::NodeUnderTest,
+    },
+};
 
 const LOOPBACK: &[&str] = &["/ip4/127.0.0.1/tcp/0"];
 
@@ -96,4 +103,86 @@ async fn with_neither_dht_nor_mdns_the_peers_of_the_file_are_all_a_node_knows() 
     assert_eq!(report.established, 1);
     assert_eq!((report.pending, report.found.known.file), (0, 1));
     assert!(report.dht.is_none());
+}
+
+/// Prints `ready`, then a line for each connection to port 22 of any address of this host.
+const SENTINEL: &str = r#"
+import socket
+listener = socket.create_server(("0.0.0.0", 22))
+print("ready", flush=True)
+while True:
+    connection, _ = listener.accept()
+    print(connection.getsockname()[0], flush=True)
+"#;
+
+/// A node that looks for members in the DHT and nowhere else.
+fn in_the_dht_only(token: &Token, entrance: &str) -> String {
+    format!(
+        "[network]\ntoken = \"{}\"\n[discovery]\nmdns = false\nbootstrap_peers = [\"{entrance}\"]\n",
+        token.to_base64()
+    )
+}
+
+#[test]
+fn a_stranger_in_the_dht_makes_nobody_dial_inwards() {
+    let Some(lab) = Lab::new("addresses of strangers") else {
+        return;
+    };
+    let (hub, stranger, victim) = (lab.public(), lab.public(), lab.place(Place::Easy));
+    let (network, elsewhere) = (token(360), token(360));
+    let nobody = format!(
+        "/ip4/44.128.250.1/tcp/1/p2p/{}",
+        edgevpn::id::PeerId::random()
+    );
+    let entrance = hub.node(&in_the_dht_only(&elsewhere, &nobody));
+    let at = hub.dial(&entrance);
+
+    let mut inside = Program::start(&victim, "python3", &["-c", SENTINEL]);
+    let mut outside = Program::start(&stranger, "python3", &["-c", SENTINEL]);
+    assert_eq!(
+        (inside.line(), outside.line()),
+        ("ready".into(), "ready".into())
+    );
+
+    // It knows the key of the network, as each server of the DHT does that was asked for it, and says of itself what it
+    // likes. The last address is one that anybody may be sent to: it shows that the victim has listened.
+    let private = victim.address.expect("an address");
+    let public = stranger.address.expect("an address");
+    let claimed = [
+        "/ip4/127.0.0.1/tcp/22".to_owned(),
+        format!("/ip4/{private}/tcp/22"),
+        "/ip6/::1/tcp/22".to_owned(),
+        "/ip6/::ffff:127.0.0.1/tcp/22".to_owned(),
+        "/dns4/localhost/tcp/22".to_owned(),
+        format!("/ip4/{public}/tcp/22"),
+    ];
+    let announce = claimed.map(|address| format!("\"{address}\"")).join(", ");
+    let lies = stranger
+        .base()
+        .replace(
+            "[transport]",
+            &format!("[transport]\nannounce = [{announce}]"),
+        )
+        .replace("0.0.0.0", "127.0.0.1")
+        .replace("/ip6/::/", "/ip6/::1/");
+    let liar = start(&stranger, &lies, &in_the_dht_only(&network, &at));
+    let impatient = victim
+        .base()
+        .replace("[transport]", "[transport]\ndial_timeout = \"1s\"");
+    let node = start(&victim, &impatient, &in_the_dht_only(&network, &at));
+    node.until_logged(&["found in the DHT", &liar.peer_id()]);
+    assert_eq!(outside.line(), public.to_string());
+    node.until_logged(&["peer not reached", &liar.peer_id()]);
+    // The end of the test is the first that the sentinel inside has seen.
+    let knock = "import socket; socket.create_connection(('127.0.0.2', 22))";
+    Program::start(&victim, "python3", &["-c", knock]).line();
+    assert_eq!(inside.line(), "127.0.0.2");
+}
+
+fn start(host: &Host, base: &str, more: &str) -> NodeUnderTest {
+    let folder = Arc::new(tempfile::tempdir().expect("a folder"));
+    fs::write(folder.path().join("edgevpn.toml"), format!("{base}{more}")).expect("written");
+    let node = NodeUnderTest::start_by(folder, &host.wrapper());
+    node.until("ready", |status| status["generation"].as_u64() >= Some(1));
+    node
 }
