@@ -128,8 +128,10 @@ fn distinct(places: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf> {
 fn surroundings(file: &Path) -> Surroundings {
     let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     Surroundings {
+        // What fills keys says nothing of places, and may not fit a file that is not read whole.
         env: env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| !name.starts_with("EDGEVPN"))
             .collect(),
         host_name: String::new(),
         directory: file.parent().unwrap_or(Path::new("/")).to_owned(),

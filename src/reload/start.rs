@@ -213,6 +213,15 @@ fn last_known_good(subject: &Subject, broken: &Sight) -> Option<Applied> {
 
 /// Where the broken file says the state is, as far as it can be understood, and else where it is without it.
 fn state_dir(subject: &Subject, broken: &Sight) -> Option<PathBuf> {
+    // What fills keys says nothing of places, and may not fit a file that is not read whole.
+    let mut surroundings = (*subject.surroundings).clone();
+    surroundings
+        .env
+        .retain(|name, _| !name.starts_with("EDGEVPN"));
+    let subject = &Subject {
+        surroundings: Arc::new(surroundings),
+        ..subject.clone()
+    };
     let resolved = |text: String| {
         let sight = Sight::kept(subject, Arc::new(Content::from(text.into_bytes())), &[]);
         let config = sight.check(subject, &BTreeMap::new()).config?;

@@ -11,8 +11,11 @@ use std::{
 };
 
 use edgevpn::{
-    acl::{Acl, Action, Audience, Entries, Entry, Mode, Operation, Rules, Standing, Subject},
-    id::{Generation, Origin, PeerId},
+    acl::{
+        Acl, Action, Audience, Entries, Entry, Membership, Mode, Operation, Rules, Standing,
+        Subject, Window,
+    },
+    id::{Generation, Origin, PeerId, UnixTime},
     relay::{
         Admission, Bucket, CircuitId, ConnectionKey, Limit, OnShrink, Rate, Refusal, Resources,
         Settings,
@@ -38,21 +41,37 @@ proptest! {
         both.end();
     }
 
+    /// Likewise, with few peers of which much is told.
+    #[test]
+    fn admission_follows_the_members_as_the_model_does(
+        steps in prop::collection::vec(member_step(), 1..60),
+    ) {
+        let mut both = Both::new(generous());
+        both.take(Step::Edit(vec![Change::Reserve(Audience::Members)]));
+        for number in 0..FEW {
+            both.take(Step::Join(number, Some([192, 0, 2, number].into())));
+        }
+        for step in steps {
+            both.take(step);
+        }
+        both.end();
+    }
+
     #[test]
     fn a_decision_is_what_a_linear_search_says(
         reserve in audience(),
         connect in audience(),
         entries in prop::collection::vec((action(), subject()), 0..30),
-        questions in prop::collection::vec((0..PEERS, place()), 1..40),
+        questions in prop::collection::vec((0..PEERS, place(), standing()), 1..40),
     ) {
         let written = Written { reserve, connect, mode: Mode::Enforce, entries };
         let acl = written.compile();
-        for (number, place) in questions {
+        for (number, place, standing) in questions {
             for operation in [Operation::Reserve, Operation::Connect] {
-                let decision = acl.decide(operation, &peer(number), place, Standing::Stranger);
+                let decision = acl.decide(operation, &peer(number), place, standing);
                 prop_assert_eq!(
                     decision.admit,
-                    written.admits(operation, number, place),
+                    written.admits(operation, number, place, standing),
                     "{:?} {} {:?} by {}", operation, number, place, decision.rule
                 );
             }
@@ -168,6 +187,7 @@ impl Both {
             Step::Wait(seconds) => self.now += Duration::from_secs(seconds),
             Step::Sweep => self.sweep(),
             Step::Edit(changes) => self.edit(edited(self.model.file(), &changes)),
+            Step::Ledger(news) => self.follow(&news),
         }
         self.compare();
         if capped {
@@ -193,6 +213,52 @@ impl Both {
         }
     }
 
+    /// Something has happened among the members.
+    fn follow(&mut self, news: &[News]) {
+        self.sweep();
+        let mut members = self.model.members().clone();
+        for news in news {
+            match *news {
+                News::Beat(number) => {
+                    members.live.insert(number);
+                    members.withdrawn.remove(&number);
+                    members.open = false;
+                }
+                News::Silence(number) => {
+                    members.live.remove(&number);
+                }
+                News::Withdraw(number) => {
+                    members.live.remove(&number);
+                    members.withdrawn.insert(number);
+                }
+                News::TimeIsUp => members.open = false,
+                News::Start => members.open = members.live.is_empty(),
+            }
+        }
+        let membership = Arc::new(Membership {
+            members: members
+                .live
+                .iter()
+                .map(|number| (peer(*number), UnixTime::from_secs(1)))
+                .collect(),
+            withdrawn: members
+                .withdrawn
+                .iter()
+                .map(|number| peer(*number))
+                .collect(),
+            window: match members.open {
+                true => Window::Open,
+                false => Window::Closed,
+            },
+        });
+        let effects = self.admission.set_membership(membership.clone(), self.now);
+        assert_eq!(told(&effects).len(), effects.len(), "each is told once");
+        assert_eq!(told(&effects), self.model.set_members(members));
+        self.compare();
+        let again = self.admission.set_membership(membership, self.now);
+        assert_eq!(again, [], "the same members twice are no change");
+    }
+
     fn sweep(&mut self) {
         let now = self.now;
         let effects: Vec<_> = std::iter::from_fn(|| self.admission.poll_expired(now)).collect();
@@ -210,6 +276,8 @@ impl Both {
         let load = self.model.load();
         assert_eq!(report.circuits as usize, load.circuits);
         assert_eq!(report.handshakes as usize, load.handshakes);
+        // Expired guests are counted until they are swept.
+        assert!(report.guests as usize >= self.model.guests());
         for number in 0..PEERS {
             assert_eq!(
                 self.admission.holds_reservation(&peer(number), self.now),
@@ -258,6 +326,20 @@ enum Step {
     Wait(u64),
     Sweep,
     Edit(Vec<Change>),
+    Ledger(Vec<News>),
+}
+
+/// What the ledger tells of the members.
+#[derive(Clone, Copy, Debug)]
+enum News {
+    Beat(u8),
+    /// No heartbeat came in time.
+    Silence(u8),
+    Withdraw(u8),
+    /// `acl.bootstrap` is over.
+    TimeIsUp,
+    /// The window opens, unless a member is known.
+    Start,
 }
 
 /// What the operator wrote.
@@ -308,7 +390,13 @@ impl Written {
     }
 
     /// The access decision, word by word.
-    fn admits(&self, operation: Operation, number: u8, place: Option<IpAddr>) -> bool {
+    fn admits(
+        &self,
+        operation: Operation,
+        number: u8,
+        place: Option<IpAddr>,
+        standing: Standing,
+    ) -> bool {
         let place = place.map(|place| place.to_canonical());
         let says = |wanted: Action| {
             self.entries.iter().any(|(action, subject)| {
@@ -321,15 +409,26 @@ impl Written {
                 *action == wanted && meant
             })
         };
-        let audience = match operation {
+        let by_audience = match self.audience(operation) {
+            Audience::Anyone => true,
+            Audience::Members => standing != Standing::Stranger,
+            Audience::Listed => false,
+        };
+        !says(Action::Deny) && (says(Action::Allow) || by_audience)
+    }
+
+    fn audience(&self, operation: Operation) -> Audience {
+        match operation {
             Operation::Reserve => self.reserve,
             Operation::Connect => self.connect,
-        };
-        !says(Action::Deny) && (says(Action::Allow) || audience == Audience::Anyone)
+        }
     }
 }
 
 const PEERS: u8 = 8;
+
+/// Peers that meet each other's fate often.
+const FEW: u8 = 3;
 
 fn peer(number: u8) -> PeerId {
     let mut key = vec![0, 36, 8, 1, 18, 32];
@@ -381,11 +480,58 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 fn audience() -> impl Strategy<Value = Audience> {
-    prop_oneof![1 => Just(Audience::Listed), 3 => Just(Audience::Anyone)]
+    prop_oneof![
+        1 => Just(Audience::Listed),
+        2 => Just(Audience::Members),
+        3 => Just(Audience::Anyone),
+    ]
+}
+
+fn standing() -> impl Strategy<Value = Standing> {
+    prop_oneof![
+        Just(Standing::Member),
+        Just(Standing::Guest),
+        Just(Standing::Stranger)
+    ]
+}
+
+fn news(peers: u8) -> impl Strategy<Value = News> {
+    prop_oneof![
+        4 => (0..peers).prop_map(News::Beat),
+        2 => (0..peers).prop_map(News::Silence),
+        2 => (0..peers).prop_map(News::Withdraw),
+        1 => Just(News::TimeIsUp),
+        2 => Just(News::Start),
+    ]
+}
+
+/// What happens around members: they come and go, ask, and the file changes its mind about them.
+fn member_step() -> impl Strategy<Value = Step> {
+    let any = 0..usize::from(FEW);
+    let change = prop_oneof![
+        2 => audience().prop_map(Change::Reserve),
+        2 => audience().prop_map(Change::Connect),
+        1 => prop_oneof![3 => Just(Mode::Enforce), 1 => Just(Mode::Shadow)].prop_map(Change::Mode),
+        1 => (action(), 0..FEW)
+            .prop_map(|(action, number)| Change::Add(action, Subject::Peer(peer(number)))),
+        1 => Just(Change::RemoveAll),
+    ];
+    prop_oneof![
+        6 => any.clone().prop_map(Step::Reserve),
+        3 => (any.clone(), 0..FEW).prop_map(|(at, to)| Step::Connect(at, to)),
+        1 => any.prop_map(Step::Establish),
+        1 => prop::sample::select(vec![1, 60, 120]).prop_map(Step::Wait),
+        3 => prop::collection::vec(change, 1..3).prop_map(Step::Edit),
+        5 => prop::collection::vec(news(FEW), 1..3).prop_map(Step::Ledger),
+    ]
 }
 
 /// A file that lets much through, so that there is something to lose.
 fn file() -> impl Strategy<Value = File> {
+    prop::collection::vec(change(), 0..4).prop_map(|changes| edited(&generous(), &changes))
+}
+
+fn generous() -> File {
     let settings = Settings {
         service: true,
         on_shrink: OnShrink::Drain,
@@ -405,7 +551,7 @@ fn file() -> impl Strategy<Value = File> {
             max_buffers: u64::MAX,
         },
     };
-    let file = File {
+    File {
         settings,
         access: Written {
             reserve: Audience::Anyone,
@@ -413,8 +559,7 @@ fn file() -> impl Strategy<Value = File> {
             mode: Mode::Enforce,
             entries: Vec::new(),
         },
-    };
-    prop::collection::vec(change(), 0..4).prop_map(move |changes| edited(&file, &changes))
+    }
 }
 
 fn edited(file: &File, changes: &[Change]) -> File {
@@ -489,9 +634,10 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (any.clone(), 0..PEERS).prop_map(|(at, to)| Step::Connect(at, to)),
         6 => any.clone().prop_map(Step::Establish),
         2 => any.prop_map(Step::Close),
-        2 => prop::sample::select(vec![0, 1, 30, 59, 60, 600]).prop_map(Step::Wait),
+        2 => prop::sample::select(vec![0, 1, 30, 59, 60, 120, 600]).prop_map(Step::Wait),
         1 => Just(Step::Sweep),
         3 => prop::collection::vec(change(), 1..4).prop_map(Step::Edit),
+        3 => prop::collection::vec(news(PEERS), 1..3).prop_map(Step::Ledger),
     ]
 }
 
@@ -518,6 +664,7 @@ fn every_refusal_has_the_status_that_the_table_says() {
         (Refusal::Relayed, 202),
         (Refusal::NodeFull { cap: 1 }, 200),
         (Refusal::AddressFull { prefix, cap: 1 }, 200),
+        (Refusal::GuestsFull { cap: 16 }, 200),
         (
             Refusal::TooFast {
                 operation,

@@ -11,8 +11,8 @@ use std::{
 
 use super::{Admission, CircuitId, ConnectionKey, Effect, Policy, Reserved, Settled, Ticket};
 use crate::{
-    acl::{Acl, Action, Audience, Entry, Mode, Rules, Subject},
-    id::{Generation, Origin, PeerId},
+    acl::{Acl, Action, Audience, Entry, Membership, Mode, Rules, Subject, Window},
+    id::{Generation, Origin, PeerId, UnixTime},
     relay::{Limit, OnShrink, Refusal, Resources, Settings, Status},
 };
 
@@ -22,6 +22,7 @@ pub struct Relay {
     pub admission: Admission,
     pub now: Instant,
     pub file: File,
+    membership: Membership,
     connections: HashMap<u8, Vec<ConnectionKey>>,
     next_connection: u64,
 }
@@ -75,6 +76,7 @@ impl Relay {
             admission: Admission::new(file.policy()),
             now: Instant::now(),
             file,
+            membership: Membership::default(),
             connections: HashMap::new(),
             next_connection: 0,
         }
@@ -147,6 +149,24 @@ impl Relay {
         self.admission.check_invariants();
         assert_eq!(foreseen, settled.impact, "plan and reload disagree");
         settled
+    }
+
+    /// Something has changed among the members.
+    pub fn ledger(&mut self, change: impl FnOnce(&mut Membership)) -> Vec<Effect> {
+        change(&mut self.membership);
+        let membership = Arc::new(self.membership.clone());
+        let effects = self.admission.set_membership(membership, self.now);
+        self.admission.check_invariants();
+        effects
+    }
+
+    /// A peer has a live heartbeat: the window closes.
+    pub fn beat(&mut self, number: u8) -> Vec<Effect> {
+        self.ledger(|known| {
+            known.window = Window::Closed;
+            known.withdrawn.remove(&peer(number));
+            known.members.insert(peer(number), UnixTime::from_secs(1));
+        })
     }
 
     pub fn expired(&mut self) -> Vec<Effect> {

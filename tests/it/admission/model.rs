@@ -1,20 +1,36 @@
 //! Admission as a list of sentences: plain vectors, and everything is counted anew for each question.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Instant};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use edgevpn::{
-    acl::{Mode, Operation},
-    relay::OnShrink,
+    acl::{Audience, Mode, Operation, Standing},
+    relay::{
+        OnShrink,
+        admission::{GUEST_TTL, MAX_GUESTS},
+    },
 };
 
 use super::{File, PEERS, peer};
 
 pub struct Model {
     file: File,
+    members: Members,
     connections: Vec<(u8, u64, Option<IpAddr>)>,
     reservations: Vec<Held>,
     circuits: Vec<Circuit>,
     next: u64,
+}
+
+/// Who is a member, who has said that it leaves, and whether strangers are guests meanwhile.
+#[derive(Clone, Debug, Default)]
+pub struct Members {
+    pub live: BTreeSet<u8>,
+    pub withdrawn: BTreeSet<u8>,
+    pub open: bool,
 }
 
 #[derive(Clone)]
@@ -23,6 +39,9 @@ struct Held {
     expires: Instant,
     connection: u64,
     place: IpAddr,
+    /// It was admitted as a member, or has become one under a file that asks for it.
+    as_member: bool,
+    guest: bool,
     /// Where it counts: the first place.
     prefix: String,
 }
@@ -32,6 +51,8 @@ struct Circuit {
     id: u64,
     source: (u8, u64, IpAddr),
     destination: (u8, u64, IpAddr),
+    source_as_member: bool,
+    destination_as_member: bool,
     established: bool,
 }
 
@@ -47,6 +68,7 @@ impl Model {
     pub fn new(file: File) -> Self {
         Self {
             file,
+            members: Members::default(),
             connections: Vec::new(),
             reservations: Vec::new(),
             circuits: Vec::new(),
@@ -93,8 +115,15 @@ impl Model {
         let place = self.open_to(key)?;
         self.admitted(self.access(Operation::Reserve, number, Some(place)))?;
         self.sweep(now);
+        let as_member = self.asks(Operation::Reserve) && self.members.live.contains(&number);
+        let guest = self.is_guest(number, place, as_member);
+        let guests = self.reservations.iter().filter(|held| held.guest);
+        if guest && guests.filter(|held| held.peer != number).count() >= MAX_GUESTS as usize {
+            return Err("guests_full");
+        }
         let resources = &self.file.settings.resources;
-        let expires = now + resources.reservation_ttl;
+        let most = if guest { GUEST_TTL } else { Duration::MAX };
+        let expires = now + resources.reservation_ttl.min(most);
         if let Some(held) = self
             .reservations
             .iter_mut()
@@ -103,6 +132,8 @@ impl Model {
             held.expires = expires;
             held.connection = key;
             held.place = place;
+            held.as_member = as_member;
+            held.guest = guest;
             return Ok(true);
         }
         if self.reservations.len() >= resources.max_reservations as usize {
@@ -121,6 +152,8 @@ impl Model {
             expires,
             connection: key,
             place,
+            as_member,
+            guest,
             prefix,
         });
         Ok(false)
@@ -153,6 +186,8 @@ impl Model {
             id,
             source: (number, key, place),
             destination: (to, held.connection, held.place),
+            source_as_member: self.asks(Operation::Connect) && self.members.live.contains(&number),
+            destination_as_member: held.as_member,
             established: false,
         });
         Ok((id, held.connection))
@@ -187,10 +222,11 @@ impl Model {
     }
 
     pub fn set_file(&mut self, new: File) -> BTreeSet<String> {
-        let lost = |operation, number, place| {
+        let lost = |operation, number, place, as_member| {
+            let standing = self.members.at_best(number, as_member);
             let passes = |file: &File| {
                 file.access.mode == Mode::Shadow
-                    || file.access.admits(operation, number, Some(place))
+                    || file.access.admits(operation, number, Some(place), standing)
             };
             passes(&self.file) && !passes(&new)
         };
@@ -198,15 +234,25 @@ impl Model {
         let mut cut = BTreeSet::new();
         let mut hurt = BTreeSet::new();
         for held in &self.reservations {
-            if lost(Operation::Reserve, held.peer, held.place) {
+            if lost(Operation::Reserve, held.peer, held.place, held.as_member) {
                 ended.insert(held.peer);
                 hurt.insert(held.peer);
             }
         }
         for circuit in &self.circuits {
             let (source, destination) = (circuit.source, circuit.destination);
-            let source_lost = lost(Operation::Connect, source.0, source.2);
-            let destination_lost = lost(Operation::Reserve, destination.0, destination.2);
+            let source_lost = lost(
+                Operation::Connect,
+                source.0,
+                source.2,
+                circuit.source_as_member,
+            );
+            let destination_lost = lost(
+                Operation::Reserve,
+                destination.0,
+                destination.2,
+                circuit.destination_as_member,
+            );
             if source_lost {
                 hurt.insert(source.0);
             }
@@ -230,6 +276,78 @@ impl Model {
         } else if evict {
             self.evict(&mut ended, &mut cut, &mut hurt);
         }
+        let effects = self.end(ended, cut, hurt);
+        let asks = self.asks(Operation::Reserve);
+        for at in 0..self.reservations.len() {
+            let mut held = self.reservations[at].clone();
+            held.as_member |= asks && self.members.live.contains(&held.peer);
+            held.guest = self.is_guest(held.peer, held.place, held.as_member);
+            self.reservations[at] = held;
+        }
+        effects
+    }
+
+    pub fn set_members(&mut self, new: Members) -> BTreeSet<String> {
+        let old = std::mem::replace(&mut self.members, new);
+        let (mut ended, mut cut, mut hurt) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let access = &self.file.access;
+        let closed = old.open && !self.members.open;
+        let revoked = |operation, number, place, as_member| {
+            let admits = |standing| access.admits(operation, number, Some(place), standing);
+            let by_window = admits(Standing::Guest) && !admits(Standing::Stranger);
+            closed && by_window && !admits(self.members.at_best(number, as_member))
+        };
+        if access.mode == Mode::Enforce {
+            for held in &self.reservations {
+                let left = self.members.withdrawn.contains(&held.peer)
+                    && !old.withdrawn.contains(&held.peer)
+                    && !self.access(Operation::Reserve, held.peer, Some(held.place));
+                if left || revoked(Operation::Reserve, held.peer, held.place, held.as_member) {
+                    ended.insert(held.peer);
+                    hurt.insert(held.peer);
+                }
+            }
+            for circuit in &self.circuits {
+                let (source, destination) = (circuit.source, circuit.destination);
+                for (operation, end, as_member) in [
+                    (Operation::Connect, source, circuit.source_as_member),
+                    (
+                        Operation::Reserve,
+                        destination,
+                        circuit.destination_as_member,
+                    ),
+                ] {
+                    if revoked(operation, end.0, end.2, as_member) {
+                        cut.insert(circuit.id);
+                        hurt.insert(end.0);
+                    }
+                }
+            }
+        }
+        let effects = self.end(ended, cut, hurt);
+        for held in &mut self.reservations {
+            if held.guest && self.members.live.contains(&held.peer) {
+                held.guest = false;
+                held.as_member = true;
+            }
+        }
+        effects
+    }
+
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    pub fn guests(&self) -> usize {
+        self.reservations.iter().filter(|held| held.guest).count()
+    }
+
+    fn end(
+        &mut self,
+        ended: BTreeSet<u8>,
+        cut: BTreeSet<u64>,
+        hurt: BTreeSet<u8>,
+    ) -> BTreeSet<String> {
         self.reservations.retain(|held| !ended.contains(&held.peer));
         self.circuits.retain(|circuit| !cut.contains(&circuit.id));
         let closed = hurt.into_iter().filter(|number| {
@@ -404,7 +522,24 @@ impl Model {
     }
 
     fn access(&self, operation: Operation, number: u8, place: Option<IpAddr>) -> bool {
-        self.file.access.admits(operation, number, place)
+        let standing = self.members.standing(number);
+        self.file.access.admits(operation, number, place, standing)
+    }
+
+    /// Whether the file asks for members.
+    fn asks(&self, operation: Operation) -> bool {
+        self.file.access.audience(operation) == Audience::Members
+    }
+
+    /// Whether it holds its reservation because the window is open, and for nothing else.
+    fn is_guest(&self, number: u8, place: IpAddr, as_member: bool) -> bool {
+        let access = &self.file.access;
+        let admits = |standing| access.admits(Operation::Reserve, number, Some(place), standing);
+        let standing = self.members.at_best(number, as_member);
+        access.mode == Mode::Enforce
+            && standing == Standing::Guest
+            && admits(Standing::Guest)
+            && !admits(Standing::Stranger)
     }
 
     fn admitted(&self, admits: bool) -> Result<(), &'static str> {
@@ -419,6 +554,27 @@ impl Model {
         let mut newest_first = self.connections.iter().rev();
         newest_first
             .find_map(|(peer, key, place)| Some((*key, (*place)?)).filter(|_| *peer == number))
+    }
+}
+
+impl Members {
+    pub fn standing(&self, number: u8) -> Standing {
+        if self.live.contains(&number) {
+            Standing::Member
+        } else if self.open {
+            Standing::Guest
+        } else {
+            Standing::Stranger
+        }
+    }
+
+    /// A member that flickers is one to a change of the file.
+    fn at_best(&self, number: u8, as_member: bool) -> Standing {
+        if as_member {
+            Standing::Member
+        } else {
+            self.standing(number)
+        }
     }
 }
 
