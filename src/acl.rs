@@ -93,20 +93,46 @@ impl Acl {
         address: Option<IpAddr>,
         standing: Standing,
     ) -> Decision {
+        self.by_entry(peer, address)
+            .unwrap_or_else(|| self.by_audience(operation, standing))
+    }
+
+    /// What would decide if the entry that does were not there: the answer to "and otherwise?". `None`: no entry decides.
+    pub fn otherwise(
+        &self,
+        operation: Operation,
+        peer: &PeerId,
+        address: Option<IpAddr>,
+        standing: Standing,
+    ) -> Option<Decision> {
+        let decided = self.by_entry(peer, address)?;
+        let allowed = || {
+            let address = address.map(|address| address.to_canonical());
+            let named = self.find_entry(Action::Allow, peer);
+            let note = named.or_else(|| self.allowed.find(address?))?;
+            let rule = self.sources.rule(note)?;
+            Some(Decision { admit: true, rule })
+        };
+        let allowed = if decided.admit { None } else { allowed() };
+        Some(allowed.unwrap_or_else(|| self.by_audience(operation, standing)))
+    }
+
+    /// The answer of an entry that names the peer or a network around it.
+    fn by_entry(&self, peer: &PeerId, address: Option<IpAddr>) -> Option<Decision> {
         let address = address.map(|address| address.to_canonical());
         let within = |networks: &Networks| networks.find(address?);
-        let decided = match self.find_peer(peer) {
-            Some((Action::Deny, note)) => Some((false, note)),
+        let (admit, note) = match self.find_peer(peer) {
+            Some((Action::Deny, note)) => (false, note),
             named => within(&self.denied).map(|note| (false, note)).or_else(|| {
                 let allowed = named.map(|(_, note)| note);
                 Some((true, allowed.or_else(|| within(&self.allowed))?))
-            }),
+            })?,
         };
-        if let Some((admit, note)) = decided
-            && let Some(rule) = self.sources.rule(note)
-        {
-            return Decision { admit, rule };
-        }
+        let rule = self.sources.rule(note)?;
+        Some(Decision { admit, rule })
+    }
+
+    fn by_audience(&self, operation: Operation, standing: Standing) -> Decision {
         let (audience, origin) = match operation {
             Operation::Reserve => (self.reserve, &self.reserve_origin),
             Operation::Connect => (self.connect, &self.connect_origin),
@@ -229,6 +255,14 @@ impl Acl {
         [Action::Deny, Action::Allow]
             .into_iter()
             .find_map(|action| Some((action, *self.find_other.get(&(action, *peer))?)))
+    }
+
+    /// The entry of this action that names this peer.
+    fn find_entry(&self, action: Action, peer: &PeerId) -> Option<Note> {
+        match PeerKey::of(peer) {
+            Some(key) => self.peers.find_of(action, &key),
+            None => self.find_other.get(&(action, *peer)).copied(),
+        }
     }
 }
 
@@ -535,6 +569,48 @@ mod tests {
             assert_eq!(says(&acl, Reserve, number, address), answer);
         }
         assert_eq!(says(&acl, Connect, 3, ""), "admit: default acl.connect");
+    }
+
+    #[test]
+    fn members_and_guests_are_admitted_where_members_are_asked_for() {
+        let mut rules = rules(&[(Deny, "2"), (Allow, "3")]);
+        rules.reserve = Audience::Members;
+        let acl = Acl::compile(rules);
+        let by = |number, standing| {
+            let decision = acl.decide(Reserve, &peer(number), None, standing);
+            (decision.admit, decision.rule.to_string())
+        };
+        let network_only = "env EDGEVPN_RELAY_SERVICE_NETWORK_ONLY acl.reserve".to_owned();
+        assert_eq!(by(1, Standing::Member), (true, network_only.clone()));
+        assert_eq!(
+            by(1, Standing::Guest),
+            (true, "default acl.bootstrap".into())
+        );
+        assert_eq!(by(1, Standing::Stranger), (false, network_only));
+        assert_eq!(
+            by(2, Standing::Member),
+            (false, "edgevpn.toml:1 acl.deny".into())
+        );
+        assert_eq!(
+            by(3, Standing::Stranger),
+            (true, "edgevpn.toml:2 acl.allow".into())
+        );
+    }
+
+    #[test]
+    fn otherwise_is_what_stands_behind_the_entry_that_decides() {
+        let acl = acl(&[(Deny, "1"), (Allow, "1"), (Deny, "10.0.0.0/8")]);
+        let otherwise = |number, address: &str| {
+            let address = address.parse().ok();
+            let decision = acl.otherwise(Reserve, &peer(number), address, Standing::Stranger)?;
+            Some((decision.admit, decision.rule.key.to_string()))
+        };
+        assert_eq!(otherwise(1, ""), Some((true, "acl.allow".into())));
+        assert_eq!(
+            otherwise(2, "10.1.1.1"),
+            Some((false, "acl.reserve".into()))
+        );
+        assert_eq!(otherwise(2, "192.0.2.1"), None);
     }
 
     #[test]

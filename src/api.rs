@@ -19,7 +19,7 @@ use crate::{
 };
 pub use client::{Client, ClientError};
 pub use network::{
-    BootstrapReport, Explanation, LedgerReport, MemberReport, NetworkReport, Traffic,
+    BootstrapReport, Explanation, LedgerReport, MemberReport, NetworkReport, Otherwise, Traffic,
 };
 pub use report::{Connections, NodeReport, ReloadCount, StatusReport, WatcherReport};
 use serde::{Deserialize, Serialize};

@@ -3,6 +3,7 @@
 //! Results go to standard output, everything about how it went to standard error. Exit codes are part of the contract with
 //! scripts; each command lists its own.
 
+mod explain;
 mod find;
 mod plan;
 mod reload;
@@ -36,6 +37,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
+    Explain(explain::Args),
     Reload(reload::Args),
     Schema(schema::Args),
     Status(status::Args),
@@ -49,6 +51,7 @@ enum Command {
 pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run(args) => run::run(args),
+        Command::Explain(args) => asking(explain::run(args)),
         Command::Reload(args) => asking(reload::run(args)),
         Command::Schema(args) => schema::run(args),
         Command::Status(args) => asking(status::run(args)),

@@ -35,6 +35,7 @@ pub mod file;
 mod keys;
 mod list;
 pub mod literal;
+pub mod manual;
 pub mod names;
 mod policy;
 mod resolve;

@@ -108,3 +108,19 @@ pub enum Status {
     MalformedMessage = 400,
     UnexpectedMessage = 401,
 }
+
+impl Status {
+    /// As the specification calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Ok => "OK",
+            Status::ReservationRefused => "RESERVATION_REFUSED",
+            Status::ResourceLimitExceeded => "RESOURCE_LIMIT_EXCEEDED",
+            Status::PermissionDenied => "PERMISSION_DENIED",
+            Status::ConnectionFailed => "CONNECTION_FAILED",
+            Status::NoReservation => "NO_RESERVATION",
+            Status::MalformedMessage => "MALFORMED_MESSAGE",
+            Status::UnexpectedMessage => "UNEXPECTED_MESSAGE",
+        }
+    }
+}

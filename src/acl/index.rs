@@ -68,9 +68,14 @@ impl Peers {
         Some((slot.action, slot.note))
     }
 
+    /// The entry of one action.
+    pub fn find_of(&self, action: Action, key: &PeerKey) -> Option<Note> {
+        let meant = |slot: &&Slot| slot.key == *key && slot.action == action;
+        self.chain(key).find(meant).map(|slot| slot.note)
+    }
+
     pub fn holds(&self, action: Action, key: &PeerKey) -> bool {
-        self.chain(key)
-            .any(|slot| slot.key == *key && slot.action == action)
+        self.find_of(action, key).is_some()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (Action, &PeerKey, Note)> + '_ {

@@ -1,5 +1,6 @@
 //! What a node says about its private network: who is a member, what the ledger holds, what it costs to keep up.
 
+use crate::relay::admission::Requests;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -101,10 +102,14 @@ pub struct Explanation {
     pub admitted: bool,
     /// `acl.mode = "enforce"`; otherwise a refusal is only counted.
     pub enforced: bool,
-    /// The key of the rule that decides: `acl.deny`, `acl.list.ops`, `acl.reserve`.
+    /// The key of the rule that decides: `acl.deny`, `acl.list.ops`, `acl.reserve`, `acl.bootstrap`.
     pub rule: String,
+    /// What that key is set to, where it is one value: `"members"`.
+    pub value: Option<String>,
     /// Where that rule stands: `edgevpn.toml:52`.
     pub origin: String,
+    /// With an entry that decides: what would, were it not there.
+    pub otherwise: Option<Otherwise>,
     /// `member`, `guest` or `stranger`.
     pub standing: String,
     /// What makes it so: `heartbeat 12 s old`, `tombstoned`, `never heard of`.
@@ -117,4 +122,16 @@ pub struct Explanation {
     pub reserved_for_s: Option<u64>,
     /// Circuits it has, as source and as destination.
     pub circuits: u32,
+    /// What it has asked within the last hour.
+    pub requests: Option<Requests>,
+}
+
+/// The rule behind the one that decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Otherwise {
+    pub admitted: bool,
+    pub rule: String,
+    pub value: Option<String>,
+    pub origin: String,
 }

@@ -11,9 +11,9 @@ pub use render::{findings, render, summary};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Declares every code once: variant, number, severity, summary.
+/// Declares every code once: variant, number, severity, summary, and what to do about it.
 macro_rules! codes {
-    ($($(#[$doc:meta])* $name:ident = $number:literal $severity:ident $summary:literal;)*) => {
+    ($($(#[$doc:meta])* $name:ident = $number:literal $severity:ident $summary:literal, $remedy:literal;)*) => {
         /// What a diagnostic is about. The number is stable, texts are not.
         ///
         /// EV00xx syntax, 01xx keys and types, 02xx files, 03xx secrets, 04xx several keys together, 05xx acl, 06xx environment,
@@ -36,55 +36,96 @@ macro_rules! codes {
             pub fn summary(self) -> &'static str {
                 match self { $(Code::$name => $summary,)* }
             }
+
+            /// Why it is told, and what to do.
+            pub fn remedy(self) -> &'static str {
+                match self { $(Code::$name => $remedy,)* }
+            }
         }
     };
 }
 
 codes! {
-    Syntax = "EV0001" Error "the file is not valid TOML";
-    DuplicateKey = "EV0002" Error "a key is set twice";
-    Encoding = "EV0003" Error "the file is not UTF-8 text";
-    TooDeep = "EV0004" Error "tables or keys are nested too deeply";
-    TooMany = "EV0005" Error "the rest of the findings is left out";
+    Syntax = "EV0001" Error "the file is not valid TOML",
+        "The text cannot be read as TOML from the marked place on. Correct the line; what follows it is checked as far as it can be understood.";
+    DuplicateKey = "EV0002" Error "a key is set twice",
+        "TOML allows a key once in a table, and a table once in a file. Keep one of the two.";
+    Encoding = "EV0003" Error "the file is not UTF-8 text",
+        "The file holds bytes that are no UTF-8 text, or a NUL. Save it as UTF-8; a byte order mark and CRLF line ends are fine.";
+    TooDeep = "EV0004" Error "tables or keys are nested too deeply",
+        "No key of this program is nested so deeply: the file is damaged, or not meant for it.";
+    TooMany = "EV0005" Error "the rest of the findings is left out",
+        "Only the first hundred findings are told. Correct these first.";
 
-    UnknownKey = "EV0101" Error "a key does not exist";
-    WrongType = "EV0102" Error "a value has the wrong type or form";
-    OutOfRange = "EV0103" Error "a value is outside of its range";
-    UnknownValue = "EV0104" Error "a value is not one of the choices";
-    MissingKey = "EV0105" Error "a mandatory key is missing";
+    UnknownKey = "EV0101" Error "a key does not exist",
+        "Keys are never ignored, since a misspelt one would leave a default in force. Correct the name, or remove the key if it belongs to another version.";
+    WrongType = "EV0102" Error "a value has the wrong type or form",
+        "Durations, sizes, rates and bandwidths are strings with a unit; everything else has the type that `edgevpn explain KEY` tells.";
+    OutOfRange = "EV0103" Error "a value is outside of its range",
+        "The value has the right form and is too small, too large or too long. `edgevpn explain KEY` tells the range.";
+    UnknownValue = "EV0104" Error "a value is not one of the choices",
+        "The key takes one of a few words. They are listed with what each means.";
+    MissingKey = "EV0105" Error "a mandatory key is missing",
+        "The table is not complete without this key. Add it.";
 
-    Unreadable = "EV0201" Error "a file cannot be read";
-    TooLarge = "EV0202" Error "a file is too large";
-    HeldBack = "EV0203" Error "the file looks half-written";
+    Unreadable = "EV0201" Error "a file cannot be read",
+        "The file is missing, is not a regular file, or this user may not read it. Check the path and its permissions.";
+    TooLarge = "EV0202" Error "a file is too large",
+        "A configuration file has at most 8 MiB, a list file 128 MiB and a million lines. Move long lists of peers into [[acl.list]] files, or write networks instead of addresses.";
+    HeldBack = "EV0203" Error "the file looks half-written",
+        "The file has lost a section, most of its keys, or all of a list, as one does that is still being written. Complete it, or apply it as it is with `edgevpn reload --force`.";
 
-    SecretUnreadable = "EV0301" Error "a token cannot be read";
-    SecretExposed = "EV0302" Error "a token is not kept from others";
-    NotAToken = "EV0303" Error "what should be a token is none";
-    TwoTokens = "EV0304" Error "two keys name the token of the network";
-    NoToken = "EV0305" Error "a network has no token";
-    SecretInFile = "EV0306" Warning "a token stands in the configuration file";
-    SameToken = "EV0307" Warning "a token is accepted twice";
+    SecretUnreadable = "EV0301" Error "a token cannot be read",
+        "The key names a file, credential or variable in which no token can be found. Check the name and that the user of the node may read it; a running node goes on with the token it has.";
+    SecretExposed = "EV0302" Error "a token is not kept from others",
+        "Whoever reads the token can join the network, and whoever writes it can lead the node into another one. Take the permissions away: chmod 600. The group may read it.";
+    NotAToken = "EV0303" Error "what should be a token is none",
+        "What was found is no token: cut, mistyped, or something else. Copy it again, whole, or make one with `edgevpn token new`.";
+    TwoTokens = "EV0304" Error "two keys name the token of the network",
+        "One of token_file, token_credential, token_env and token is set, and no more. Keep one; tokens that are accepted beside it go into accept_token_files.";
+    NoToken = "EV0305" Error "a network has no token",
+        "A [network] section names its token. Make one with `edgevpn token new` and name its file in token_file, or remove the section.";
+    SecretInFile = "EV0306" Warning "a token stands in the configuration file",
+        "The configuration file is copied, committed and shown more freely than a secret should be. Move the token into a file of its own and name that in token_file.";
+    SameToken = "EV0307" Warning "a token is accepted twice",
+        "The token is the own one, or was listed before, so that listing it changes nothing. Remove it, or check whether another one was meant.";
 
-    DuplicateName = "EV0401" Error "two entries have the same identity";
-    Contradiction = "EV0402" Error "two keys contradict each other";
-    WithoutEffect = "EV0403" Warning "a value has no effect";
+    DuplicateName = "EV0401" Error "two entries have the same identity",
+        "Tables of an array are told apart by their id or name, and values of a list by themselves. Keep one of the two, or rename one.";
+    Contradiction = "EV0402" Error "two keys contradict each other",
+        "Each value is right by itself, and together they cannot be carried out. Change one of the two marked places.";
+    WithoutEffect = "EV0403" Warning "a value has no effect",
+        "The file says something that changes nothing, which is rarely what was meant. Remove it, or change what keeps it from having an effect.";
 
-    ListUnreadable = "EV0501" Error "a list file cannot be read";
-    ListEntry = "EV0502" Error "a line of a list file is no entry";
-    TestFailed = "EV0503" Error "a policy test fails";
-    TestConflict = "EV0504" Error "a policy test expects both answers";
-    AllowIneffective = "EV0507" Warning "an allow entry is overridden by a deny entry";
+    ListUnreadable = "EV0501" Error "a list file cannot be read",
+        "An access list is missing or cannot be read. A running node keeps its last content for max_stale; then an allow list counts as empty, and a deny list stays.";
+    ListEntry = "EV0502" Error "a line of a list file is no entry",
+        "A line of a list is one peer id, IP address or CIDR; # begins a comment. Correct the line, or begin it with #.";
+    TestFailed = "EV0503" Error "a policy test fails",
+        "The policy answers an [[acl.test]] otherwise than it wants, so that the file is not applied. Correct the policy, or the test if the policy is meant.";
+    TestConflict = "EV0504" Error "a policy test expects both answers",
+        "A test asks for an operation to be allowed and denied, or asks for nothing. Keep one of the two.";
+    AllowIneffective = "EV0507" Warning "an allow entry is overridden by a deny entry",
+        "Deny wins over allow, so that this entry admits nobody. Remove it, or narrow the deny entry.";
 
-    EnvironmentValue = "EV0601" Error "an environment variable has a wrong value";
-    EnvironmentOverridden = "EV0602" Warning "an environment variable and the file disagree";
-    EnvironmentUnsupported = "EV0603" Error "an environment variable asks for what the file does not provide";
+    EnvironmentValue = "EV0601" Error "an environment variable has a wrong value",
+        "A variable fills a key that the file leaves unset, and its value does not fit. Correct or unset it, or set the key in the file, which wins.";
+    EnvironmentOverridden = "EV0602" Warning "an environment variable and the file disagree",
+        "The file wins over the environment. Unset the variable, or leave the key to it, so that the next reader is not misled.";
+    EnvironmentUnsupported = "EV0603" Error "an environment variable asks for what the file does not provide",
+        "The variable asks for members of a network, and nothing names a token. Name one in network.token_file or by EDGEVPNTOKEN, or unset the variable.";
 
-    NoVersion = "EV0701" Error "the version is missing";
-    UnsupportedVersion = "EV0702" Error "the version is not supported";
+    NoVersion = "EV0701" Error "the version is missing",
+        "A file without `version = 1` is taken for truncated: an empty file must never be a valid one. Add the line at the top.";
+    UnsupportedVersion = "EV0702" Error "the version is not supported",
+        "This program reads version 1 of the format. Write 1, or run the program that the file is meant for.";
 
-    AboveMaxImpact = "EV0801" Error "a change costs more than `reload.max_impact` permits";
-    NeedsRestart = "EV0802" Error "a change needs a restart";
-    ApplyFailed = "EV0803" Error "a change could not be applied";
+    AboveMaxImpact = "EV0801" Error "a change costs more than `reload.max_impact` permits",
+        "The change would cost more than reload.max_impact of the file in force permits, so nothing of it was applied. Raise max_impact in a change of its own, or restart the node.";
+    NeedsRestart = "EV0802" Error "a change needs a restart",
+        "These keys cannot change while the node runs. Set the old value again, or restart the node with this file.";
+    ApplyFailed = "EV0803" Error "a change could not be applied",
+        "The file is valid, and this machine cannot carry it out: an address is taken, a right is missing. Nothing was changed; remove the cause and run `edgevpn reload`.";
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

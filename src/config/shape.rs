@@ -118,7 +118,16 @@ impl<'a> Shape<'a> {
 
     /// What may be written, with range and default, to follow "expected: ".
     pub fn expected(&self, node: &Value) -> String {
-        let mut text = match self {
+        let text = self.form(node);
+        match node.get("default") {
+            Some(Value::Array(_)) | None => text,
+            Some(default) => format!("{text} (default {default})"),
+        }
+    }
+
+    /// What may be written, with its range.
+    pub fn form(&self, node: &Value) -> String {
+        match self {
             Shape::Table => "a table of keys".to_owned(),
             Shape::Tables(_) => "tables in double brackets".to_owned(),
             Shape::List(element) => {
@@ -154,13 +163,7 @@ impl<'a> Shape<'a> {
                 "a string of {shortest} to {} characters",
                 grouped(*longest as i64)
             ),
-        };
-        match node.get("default") {
-            Some(Value::Array(_)) => {}
-            Some(default) => text.push_str(&format!(" (default {default})")),
-            None => {}
         }
-        text
     }
 }
 

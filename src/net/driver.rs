@@ -35,7 +35,10 @@ use crate::{
     config::{Config, Snapshot},
     id::Generation,
     plan::Settled,
-    relay::{Report, admission::Impact},
+    relay::{
+        Report,
+        admission::{Account, Impact},
+    },
     task::{self, Task},
 };
 
@@ -126,6 +129,7 @@ enum Command {
     Report(oneshot::Sender<NetReport>),
     Addresses(oneshot::Sender<Vec<Multiaddr>>),
     Impact(Arc<Config>, oneshot::Sender<Impact>),
+    Account(PeerId, oneshot::Sender<Account>),
     Learnt(Vec<(PeerId, Vec<Multiaddr>)>),
     Drain,
     Idle(oneshot::Sender<()>),
@@ -243,6 +247,11 @@ impl Handle {
     /// What publishing `config` would do to the load of the relay.
     pub async fn impact(&self, config: Arc<Config>) -> Option<Impact> {
         self.ask(|reply| Command::Impact(config, reply)).await
+    }
+
+    /// What the relay knows of one peer.
+    pub async fn account_of(&self, peer: PeerId) -> Option<Account> {
+        self.ask(|reply| Command::Account(peer, reply)).await
     }
 
     /// Waits until the snapshot of `generation` has been carried out.
@@ -367,6 +376,9 @@ impl Driver {
             }
             Command::Report(reply) => drop(reply.send(self.report())),
             Command::Addresses(reply) => drop(reply.send(self.addresses())),
+            Command::Account(peer, reply) => {
+                let _ = reply.send(self.swarm.behaviour().relay.account_of(&peer));
+            }
             Command::Impact(config, reply) => {
                 // Gone if the asker gave up.
                 let _ = reply.send(self.swarm.behaviour().relay.impact(&config));

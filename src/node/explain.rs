@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use super::Node;
 use crate::{
-    acl::{Mode, Operation},
-    api::Explanation,
+    acl::{Decision, Mode, Operation, RuleKey},
+    api::{Explanation, Otherwise},
+    config::Config,
     id::PeerId,
 };
 
@@ -18,26 +19,32 @@ impl Node {
         address: Option<IpAddr>,
     ) -> Explanation {
         let snapshot = self.snapshot();
-        let relay = self.net.report().await.relay;
-        let name = peer.to_string();
-        let known = relay.peers.iter().find(|known| known.peer == name);
-        let seen = known.and_then(|known| known.address.parse().ok());
-        let acl = &snapshot.config.acl;
+        let config = &snapshot.config;
+        let account = self.net.account_of(peer).await.unwrap_or_default();
+        let address = address.or(account.address);
         let standing = self.net.membership().standing(&peer);
-        let decision = acl.decide(operation, &peer, address.or(seen), standing);
+        let decision = config.acl.decide(operation, &peer, address, standing);
+        let otherwise = config.acl.otherwise(operation, &peer, address, standing);
         let links = self.net.streams().links(peer);
         Explanation {
-            node: snapshot.config.node.name.clone(),
+            node: config.node.name.clone(),
             generation: snapshot.generation,
-            peer: name,
+            peer: peer.to_string(),
             operation: operation.to_string(),
             admitted: decision.admit,
-            enforced: acl.mode() == Mode::Enforce,
+            enforced: config.acl.mode() == Mode::Enforce,
             rule: decision.rule.key.to_string(),
+            value: value(config, &decision),
             origin: decision.rule.origin.to_string(),
+            otherwise: otherwise.map(|behind| Otherwise {
+                admitted: behind.admit,
+                rule: behind.rule.key.to_string(),
+                value: value(config, &behind),
+                origin: behind.rule.origin.to_string(),
+            }),
+            standing: standing.to_string(),
             because: self.ledger.why(peer).await,
             addresses: address
-                .or(seen)
                 .map(|address| address.to_string())
                 .into_iter()
                 .collect(),
@@ -45,13 +52,19 @@ impl Node {
                 let path = if link.relayed { "relayed" } else { "direct" };
                 path.to_owned()
             }),
-            reserved_for_s: known.and_then(|known| known.reserved_for_s),
-            circuits: known.map_or(0, |known| {
-                known
-                    .circuits_as_source
-                    .saturating_add(known.circuits_as_destination)
-            }),
-            standing: standing.to_string(),
+            reserved_for_s: account.reserved_for.map(|left| left.as_secs()),
+            circuits: account.circuits,
+            requests: account.requests,
+        }
+    }
+}
+
+/// What the key of the deciding rule is set to; a list of entries is not repeated.
+fn value(config: &Config, decision: &Decision) -> Option<String> {
+    match &decision.rule.key {
+        RuleKey::Allow | RuleKey::Deny | RuleKey::List(_) => None,
+        key @ (RuleKey::Audience(_) | RuleKey::Bootstrap) => {
+            Some(config.keys.get(&key.to_string())?.value.to_string())
         }
     }
 }

@@ -14,7 +14,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    acl::{Acl, Decision, Membership, Mode, RuleRef},
+    acl::{Acl, Decision, Membership, Mode, Operation, RuleRef},
     id::{Generation, PeerId, PeerMap},
     relay::{Buffers, CircuitLimits, Refusal, Settings},
 };
@@ -28,11 +28,13 @@ mod guests;
 mod harness;
 mod peer;
 mod reservations;
+mod seen;
 mod settle;
 
 pub use circuits::{MAX_HANDSHAKES, MAX_HANDSHAKES_OF_SOURCE, MAX_HANDSHAKES_TO_DESTINATION};
 pub use effect::{Cut, Effect, Ended};
 pub use guests::{GUEST_TTL, MAX_GUESTS};
+pub use seen::{Account, Requests};
 pub use settle::{Impact, Settled};
 
 use circuits::Circuit;
@@ -196,6 +198,7 @@ impl Admission {
         now: Instant,
     ) -> Result<Reserved, Refusal> {
         let decided = self.decide_reserve(peer, connection, now);
+        self.see(&peer, Operation::Reserve, &decided, now);
         match &decided {
             Ok(reserved) => self.counters.reserved(reserved),
             Err(refusal) => self.counters.refused(refusal),
@@ -213,6 +216,7 @@ impl Admission {
         now: Instant,
     ) -> Result<Ticket, Refusal> {
         let decided = self.decide_connect(source, source_connection, destination, now);
+        self.see(&source, Operation::Connect, &decided, now);
         match &decided {
             Ok(ticket) => self.counters.ticket(ticket),
             Err(refusal) => self.counters.refused(refusal),

@@ -18,7 +18,7 @@ use crate::{
     net::{Changes, changes},
     relay::{
         Admission, Bytes, CircuitId, ConnectionKey, Refusal, Report, Status,
-        admission::{Cut, Effect, Impact, Policy, Ticket},
+        admission::{Account, Cut, Effect, Impact, Policy, Ticket},
     },
 };
 use futures::{StreamExt, stream::select};
@@ -152,6 +152,11 @@ impl Behaviour {
             acl: new.acl.clone(),
             settings: new.relay.clone(),
         })
+    }
+
+    /// What is known of one peer.
+    pub fn account_of(&self, peer: &PeerId) -> Account {
+        self.admission.account_of(peer, Instant::now())
     }
 
     pub fn report(&self) -> Report {

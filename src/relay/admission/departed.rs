@@ -1,21 +1,24 @@
-//! The rates of peers that have left, so that leaving and coming back gives nobody more requests.
+//! How peers asked that have left: their rates, so that leaving and coming back gives nobody more requests, and what they
+//! were told.
 
 use std::time::{Duration, Instant};
 
+use super::seen::{MEMORY, Seen};
 use crate::{
     id::{PeerId, PeerMap},
     relay::{Bucket, Limit, Resources},
 };
 
-/// How fast one peer asks.
+/// How fast one peer asks, and what it was told.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pace {
     pub reserve: Bucket,
     pub connect: Bucket,
+    pub seen: Option<Seen>,
 }
 
 /// In two generations, each bounded. When the young one is full or a whole period old, it becomes the old one, and the
-/// old one is forgotten: after a period its buckets are full again anyway. Whoever can fill a generation before that has
+/// old one is forgotten: after a period its buckets are full again anyway, and its requests an hour old. Whoever can fill a generation before that has
 /// so many identities that a rate per peer does not bind them.
 #[derive(Debug, Default)]
 pub(super) struct Departed {
@@ -35,16 +38,21 @@ impl Departed {
             .unwrap_or_default()
     }
 
+    pub fn get(&self, peer: &PeerId) -> Option<&Pace> {
+        self.young.get(peer).or_else(|| self.old.get(peer))
+    }
+
     pub fn keep(&mut self, peer: PeerId, pace: Pace, resources: &Resources, now: Instant) {
         let (reserve, connect) = (resources.reservation_rate, resources.circuit_rate);
-        if pace.reserve.is_full(reserve, now) && pace.connect.is_full(connect, now) {
+        let full = pace.reserve.is_full(reserve, now) && pace.connect.is_full(connect, now);
+        if full && !pace.seen.is_some_and(|seen| seen.is_fresh(now)) {
             return;
         }
         let period = [reserve, connect].map(|rate| match rate {
             Limit::Unlimited => Duration::ZERO,
             Limit::At(rate) => rate.per,
         });
-        let period = period.into_iter().max().unwrap_or(Duration::ZERO);
+        let period = period.into_iter().max().unwrap_or_default().max(MEMORY);
         let since = *self.since.get_or_insert(now);
         if self.young.len() >= MAX_DEPARTED || now.saturating_duration_since(since) > period {
             self.old = std::mem::take(&mut self.young);
@@ -110,7 +118,7 @@ mod tests {
         let mut departed = Departed::default();
         for number in 0..10 {
             departed.keep(stranger(number), used(&resources, now), &resources, now);
-            now += Duration::from_secs(61);
+            now += MEMORY + Duration::from_secs(1);
         }
         assert!(departed.young.len() + departed.old.len() <= 3);
     }
