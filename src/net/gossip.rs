@@ -437,9 +437,11 @@ impl Behaviour {
         let Some(router) = &mut self.router else {
             return;
         };
-        let mut allowed: HashSet<TopicHash> = self.rooms.topics().cloned().collect();
-        allowed.extend(moves.leave.iter().cloned());
-        self.allowed.set(allowed);
+        let known = self.rooms.known();
+        for peer in self.peers.values_mut() {
+            peer.topics.retain(|topic| known.contains(topic));
+        }
+        self.allowed.set(known);
         for topic in moves.join {
             if let Err(cause) = router.subscribe(&IdentTopic::new(topic.into_string())) {
                 tracing::error!(%cause, "cannot join a room");
@@ -447,11 +449,7 @@ impl Behaviour {
         }
         for topic in &moves.leave {
             router.unsubscribe(&IdentTopic::new(topic.as_str()));
-            for peer in self.peers.values_mut() {
-                peer.topics.remove(topic);
-            }
         }
-        self.allowed.set(self.rooms.topics().cloned().collect());
         self.moved = true;
     }
 
@@ -927,7 +925,7 @@ fn message_id(message: &gossipsub::Message) -> MessageId {
     MessageId(id)
 }
 
-/// The topics we are in: nobody may make us keep others.
+/// The topics whose subscribers we remember: nobody may make us keep others.
 #[derive(Clone, Default)]
 pub struct Allowed(Arc<RwLock<HashSet<TopicHash>>>);
 

@@ -8,7 +8,7 @@ use edgevpn::wire::Token;
 use libp2p::Multiaddr;
 use node::{Member, token};
 use restarting::Restarting;
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc, time::Instant};
 use tokio::time::{Duration, timeout};
 
 #[tokio::test]
@@ -107,4 +107,90 @@ async fn until_heard(member: &mut Member, peer: &mut Restarting, words: &str) {
 
 fn current_topic(token: &Arc<Token>, member: &Member) -> String {
     token.topic(member.outlet().expect("a network").window)
+}
+
+#[tokio::test]
+async fn three_peers_that_lose_each_other_at_each_rotation_are_healed_by_one_node() {
+    let silences = silences([0, 200, 400]).await;
+    let longest = silences.values().max().expect("pairs");
+    assert!(*longest < Duration::from_millis(1800), "{silences:?}");
+}
+
+#[tokio::test]
+async fn clocks_that_differ_by_half_a_window_cost_their_difference_and_no_more() {
+    let silences = silences([-700, 0, 300]).await;
+    let longest = silences.values().max().expect("pairs");
+    assert!(*longest < Duration::from_millis(2600), "{silences:?}");
+}
+
+/// Three restarting peers with their clocks so far ahead, each connected to the others and to a node of ours: how long each
+/// has heard nothing of another, at most, in four windows of two seconds. Without our node, those that turn first are not
+/// heard again in all that time.
+async fn silences(skews: [i64; 3]) -> HashMap<(usize, usize), Duration> {
+    let token = token(2);
+    let member = Member::start(&token).await;
+    let mut peers = Vec::new();
+    for _ in skews {
+        peers.push(Restarting::start().await);
+    }
+    for (index, peer) in peers.iter().enumerate() {
+        peer.dial(member.id, &member.tcp);
+        for other in &peers[..index] {
+            peer.dial(other.id, &other.tcp);
+        }
+    }
+    for (peer, skew) in peers.iter().zip(skews) {
+        peer.follow(&token, skew, b"alive");
+    }
+    let ids: Vec<_> = peers.iter().map(|peer| peer.id).collect();
+    let begin = Instant::now();
+    let (mut last, mut longest) = (HashMap::new(), HashMap::new());
+    while begin.elapsed() < Duration::from_secs(9) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        for (here, peer) in peers.iter_mut().enumerate() {
+            for heard in peer.heard_so_far() {
+                let there = ids
+                    .iter()
+                    .position(|id| *id == heard.author)
+                    .expect("a peer");
+                last.insert((here, there), Instant::now());
+            }
+        }
+        // The first second is for getting to know each other.
+        let settled = begin + Duration::from_secs(1);
+        for (here, there) in (0..3).flat_map(|here| (0..3).map(move |there| (here, there))) {
+            if here != there && Instant::now() > settled {
+                let since = last
+                    .get(&(here, there))
+                    .copied()
+                    .unwrap_or(begin)
+                    .max(settled);
+                let longest = longest.entry((here, there)).or_insert(Duration::ZERO);
+                *longest = since.elapsed().max(*longest);
+            }
+        }
+    }
+    longest
+}
+
+#[tokio::test]
+async fn a_thousand_messages_a_second_across_the_ends_of_windows_lose_nothing() {
+    let token = token(2);
+    let mut one = Member::start(&token).await;
+    let mut two = Member::with_skew(&token, 900).await;
+    one.dial(&two).await;
+    two.until("the room fills", |outlet| outlet.subscribers == 1)
+        .await;
+    let begin = Instant::now();
+    let mut beat = tokio::time::interval(Duration::from_millis(1));
+    let mut sent = 0_u32;
+    while begin.elapsed() < Duration::from_secs(5) {
+        beat.tick().await;
+        one.say(&sent.to_be_bytes()).await;
+        sent += 1;
+    }
+    one.say(b"the last").await;
+    two.hear(b"the last").await;
+    assert!(sent > 2000, "{sent} messages are a load");
+    assert_eq!(two.passed_over, u64::from(sent), "of {sent}");
 }

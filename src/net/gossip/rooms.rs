@@ -13,6 +13,11 @@ use crate::{
     wire::{Fingerprint, Token, Window},
 };
 
+/// Windows around the own one in which we remember who is there. A peer whose clock is a window ahead is in rooms that we
+/// reach later, and says so once; one that is behind leaves rooms after us, and we should understand that it does.
+const BEHIND: u64 = 4;
+const AHEAD: u64 = 3;
+
 /// The rooms of all tokens, as of the last look at the clock.
 #[derive(Default)]
 pub struct Rooms {
@@ -26,6 +31,8 @@ struct Room {
     window: Window,
     /// Previous, current and next; fewer at the beginning of time.
     topics: BTreeMap<Window, TopicHash>,
+    /// Those that others may be in.
+    known: Vec<TopicHash>,
 }
 
 /// What a topic stands for.
@@ -128,8 +135,15 @@ impl Rooms {
         room.topics.get(&window)
     }
 
+    /// The topics we are in.
     pub fn topics(&self) -> impl Iterator<Item = &TopicHash> {
         self.places.keys()
+    }
+
+    /// The topics in which we remember who is there: ours and some before and after.
+    pub fn known(&self) -> HashSet<TopicHash> {
+        let known = self.rooms.iter().flat_map(|room| &room.known);
+        known.cloned().collect()
     }
 
     /// How long until some room changes.
@@ -156,12 +170,16 @@ impl Room {
     fn new(token: Arc<Token>, network: Fingerprint, now: UnixTime) -> Self {
         let window = token.window(now);
         let windows = [window.previous(), window, window.next()];
-        let topics = windows.map(|window| (window, TopicHash::from_raw(token.topic(window))));
+        let topic = |window| TopicHash::from_raw(token.topic(window));
+        let topics = windows.map(|window| (window, topic(window)));
+        let around = window.0.saturating_sub(BEHIND)..=window.0.saturating_add(AHEAD);
+        let known = around.map(|window| topic(Window(window))).collect();
         Self {
             token,
             network,
             window,
             topics: topics.into(),
+            known,
         }
     }
 

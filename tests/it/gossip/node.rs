@@ -48,6 +48,8 @@ pub struct Member {
     live: watch::Sender<Arc<Snapshot>>,
     jobs: mpsc::UnboundedSender<Job>,
     heard: mpsc::UnboundedReceiver<Message>,
+    /// Messages that nobody asked for.
+    pub passed_over: u64,
     _running: Running,
 }
 
@@ -141,6 +143,7 @@ impl Member {
             live,
             jobs,
             heard,
+            passed_over: 0,
             _running: running,
         }
     }
@@ -196,6 +199,7 @@ impl Member {
                 if message.data == words {
                     return message;
                 }
+                self.passed_over += 1;
             }
         })
         .await
@@ -271,7 +275,7 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-fn skewed(milliseconds: i64) -> UnixTime {
+pub fn skewed(milliseconds: i64) -> UnixTime {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = UnixTime(since.expect("after 1970"));
     let skew = Duration::from_millis(milliseconds.unsigned_abs());

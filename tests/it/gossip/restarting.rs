@@ -8,10 +8,13 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use edgevpn::net::streams::{self, Incoming, Route, Step, Stream};
+use edgevpn::{
+    net::streams::{self, Incoming, Route, Step, Stream},
+    wire::Token,
+};
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::{
     Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, identify,
@@ -27,7 +30,7 @@ use tokio::{
 
 use super::{
     frame::{self, Publication, Rpc},
-    node::{IDLE, Running, listen, within},
+    node::{IDLE, Running, listen, skewed, within},
 };
 
 const MESHSUB: StreamProtocol = StreamProtocol::new("/meshsub/1.1.0");
@@ -69,7 +72,12 @@ enum Order {
     /// A new router, in these rooms.
     Restart(Vec<String>),
     Publish(String, Vec<u8>),
+    /// Restart whenever the topic changes, by a clock that is so many milliseconds ahead, and say `words` in each beat.
+    Follow(Arc<Token>, i64, Vec<u8>),
 }
+
+/// How often a peer looks at its clock and publishes.
+const BEAT: Duration = Duration::from_millis(200);
 
 impl Restarting {
     pub async fn start() -> Self {
@@ -135,6 +143,12 @@ impl Restarting {
 
     pub fn publish(&self, topic: &str, data: &[u8]) {
         let order = Order::Publish(topic.to_owned(), data.to_vec());
+        let _ = self.orders.send(order);
+    }
+
+    /// Lives by the clock from now on.
+    pub fn follow(&self, token: &Arc<Token>, skew: i64, words: &[u8]) {
+        let order = Order::Follow(token.clone(), skew, words.to_vec());
         let _ = self.orders.send(order);
     }
 
@@ -206,13 +220,25 @@ impl Node {
         let (inputs, mut input) = mpsc::unbounded_channel();
         let mut tasks = JoinSet::new();
         let mut streams = 0;
+        let mut following: Option<(Arc<Token>, i64, Vec<u8>)> = None;
+        let mut beat = tokio::time::interval(BEAT);
         loop {
             tokio::select! {
                 order = orders.recv() => match order {
                     Some(Order::Restart(topics)) => self.restart(topics, &inputs, &mut tasks),
                     Some(Order::Publish(topic, data)) => self.publish(&topic, &data),
+                    Some(Order::Follow(token, skew, words)) => following = Some((token, skew, words)),
                     None => return,
                 },
+                _ = beat.tick(), if following.is_some() => {
+                    if let Some((token, skew, words)) = &following {
+                        let topic = token.topic(token.window(skewed(*skew)));
+                        if !self.router.topics.contains(&topic) {
+                            self.restart(vec![topic.clone()], &inputs, &mut tasks);
+                        }
+                        self.publish(&topic, words);
+                    }
+                }
                 Ok(change) = changes.recv() => match change.step {
                     Step::Appeared => self.open(change.peer, &inputs, &mut tasks),
                     Step::Gone if change.direct == 0 => {
