@@ -50,6 +50,7 @@ pub struct Reach {
     slots: HashMap<ListenerId, Slot>,
     streams: streams::Control,
     membership: watch::Receiver<Arc<Membership>>,
+    due: Option<Instant>,
     /// Something has happened since the last [`act`](Self::act).
     stirred: bool,
 }
@@ -72,6 +73,7 @@ impl Reach {
             slots: HashMap::new(),
             streams,
             membership,
+            due: None,
             stirred: true,
         }
     }
@@ -229,18 +231,21 @@ impl Reach {
         if !std::mem::take(&mut self.stirred) {
             return;
         }
-        while let Some(action) = self.upkeep.poll(Instant::now()) {
+        let now = Instant::now();
+        while let Some(action) = self.upkeep.poll(now) {
             match action {
                 Action::Dial(relay) => self.dial(swarm, relay),
                 Action::Reserve(relay) => self.reserve(swarm, relay),
                 Action::Release(relay) => self.release(swarm, relay),
             }
         }
+        self.due = self.upkeep.next_deadline(now);
     }
 
-    /// When time alone gives the upkeep something to do.
+    /// When time alone gives the upkeep something to do. What it was after the last [`act`](Self::act): asked anew in
+    /// between, a deadline that has just passed would be none.
     pub fn due(&self) -> Option<Instant> {
-        self.upkeep.next_deadline(Instant::now())
+        self.due
     }
 
     fn dial(&mut self, swarm: &mut Swarm<impl NetworkBehaviour>, relay: PeerId) {

@@ -64,7 +64,7 @@ pub struct Upkeep {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
     pub enabled: bool,
-    /// Static relays, in the order of preference.
+    /// Static relays. Those that are connected are asked first, then in this order.
     pub fixed: Vec<PeerId>,
     pub static_only: bool,
     /// This node is becoming known as a member of a network: a relay that denies it now may admit it in seconds.

@@ -44,8 +44,10 @@ async fn when_a_relay_dies_the_second_takes_over() {
         Node::relay().await,
         Node::relay().await,
     );
-    let node = Node::client_of(&[&first, &second, &third]).await;
+    let node = Node::client_of(&[&first, &second]).await;
     node.holds(&[&first, &second]).await;
+    let third_too = third.peer();
+    node.edit(|config| config.relay_client.peers.push(third_too));
     let through = node.through(&[&first]);
     let caller = Node::start(|config| config.peers = vec![through]).await;
     let links = caller.linked(node.id, |links| links.len() == 1).await;
