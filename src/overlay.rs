@@ -14,6 +14,7 @@ pub mod replay;
 pub mod router;
 pub mod routes;
 pub mod segment;
+pub mod session;
 pub mod virtio;
 
 /// The largest IP packet, and so the largest super-packet.

@@ -185,6 +185,32 @@ impl Interface {
     }
 }
 
+/// Addresses of all interfaces of this machine, loopback left out.
+pub async fn addresses() -> Result<Vec<IpAddr>, InterfaceError> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let _netlink = task::spawn("netlink", connection);
+    let all = handle.address().get().execute();
+    let all: Vec<AddressMessage> = all.try_collect().await.unwrap_or_default();
+    let own = |message: AddressMessage| {
+        // Of a point-to-point interface `Address` is the other side's; `Local` is always ours.
+        let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
+            message.attributes.iter().find_map(wanted)
+        };
+        find(|attribute| match attribute {
+            AddressAttribute::Local(address) => Some(*address),
+            _ => None,
+        })
+        .or_else(|| {
+            find(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            })
+        })
+    };
+    let all = all.into_iter().filter_map(own);
+    Ok(all.filter(|address| !address.is_loopback()).collect())
+}
+
 fn both(one: &[IpNet], other: &[IpNet]) -> Vec<IpNet> {
     let more = other.iter().filter(|net| !one.contains(net));
     one.iter().chain(more).copied().collect()

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! device ─ transmit thread ─ router ─┬─ queue of the peer ─ its task ─ stream
-//!                                    └─ …
-//! stream ─ its task ─ router: whose source, for us? ─ device
+//!                                    └─ sealed datagrams ─ UDP socket
+//! stream ─ its task ──────────┬─ router: whose source, for us? ─ device
+//! UDP socket ─ receive thread ┘
 //! ```
 //!
 //! Every packet is judged by one immutable [`Table`]; a change of addresses, routes or members is a new one. A packet that
@@ -32,6 +33,7 @@ use crate::{
 
 mod answer;
 mod deliver;
+mod direct;
 mod peer;
 mod stream;
 mod transmit;
@@ -40,6 +42,7 @@ mod wake;
 pub use peer::{Carrier, PeerReport};
 
 use answer::Answers;
+use direct::{Direct, link};
 use peer::{Drops, Key, Peer};
 use wake::Wake;
 
@@ -47,17 +50,18 @@ use wake::Wake;
 pub struct Forward {
     shared: Arc<Shared>,
     streams: Control,
+    local_peer: PeerId,
     /// Keys are never used twice, so that a packet under way cannot be taken for another peer's.
     next_key: AtomicU32,
     publishing: Mutex<HashMap<PeerId, Running>>,
-    _accept: Task,
-    _transmit: Thread,
+    _tasks: Vec<Task>,
+    _threads: Vec<Thread>,
 }
 
 /// A peer and the task that writes to it.
 struct Running {
     peer: Arc<Peer>,
-    _carrier: Task,
+    _tasks: Vec<Task>,
 }
 
 /// What every thread and task of the pump sees.
@@ -68,6 +72,8 @@ struct Shared {
     drops: Drops,
     answers: Answers,
     wake: Wake,
+    /// `None`: packets take streams only.
+    direct: Option<Arc<Direct>>,
 }
 
 /// One generation of who has which address.
@@ -96,19 +102,36 @@ pub struct Report {
 }
 
 impl Forward {
-    /// Starts without a device and without peers.
-    pub fn start(streams: Control) -> io::Result<Self> {
+    /// Starts without a device and without peers. Direct datagrams have this UDP port; 0 lets the system choose, and
+    /// without one packets take streams only.
+    pub fn start(local_peer: PeerId, streams: Control, port: Option<u16>) -> io::Result<Self> {
+        let direct = port.map(Direct::bind).transpose()?.map(Arc::new);
         let shared = Arc::new(Shared {
             device: ArcSwapOption::empty(),
             table: ArcSwap::from_pointee(Table::empty()),
             drops: Drops::default(),
             answers: Answers::default(),
             wake: Wake::new()?,
+            direct: direct.clone(),
         });
-        let (accepting, transmitting) = (shared.clone(), shared.clone());
+        let packets = stream::accept(shared.clone(), streams.clone());
+        let transmitting = shared.clone();
+        let mut tasks = vec![task::spawn("packet streams", packets)];
+        let mut threads = vec![task::thread("transmit", move || {
+            transmit::run(&transmitting)
+        })?];
+        if let Some(direct) = direct {
+            let offers = link::accept(shared.clone(), direct.clone(), local_peer, streams.clone());
+            tasks.push(task::spawn("direct offers", offers));
+            let receiving = shared.clone();
+            threads.push(task::thread("receive", move || {
+                direct::receive(&receiving, &direct)
+            })?);
+        }
         Ok(Self {
-            _accept: task::spawn("packet streams", stream::accept(accepting, streams.clone())),
-            _transmit: task::thread("transmit", move || transmit::run(&transmitting))?,
+            _tasks: tasks,
+            _threads: threads,
+            local_peer,
             shared,
             streams,
             next_key: AtomicU32::new(0),
@@ -149,13 +172,20 @@ impl Forward {
         }));
     }
 
+    /// The UDP port of the direct carrier.
+    pub fn direct_port(&self) -> Option<u16> {
+        self.shared.direct.as_ref().map(|direct| direct.port())
+    }
+
     pub fn report(&self) -> Report {
         let table = self.shared.table.load();
         let mut peers: Vec<PeerReport> = table.peers.values().map(|peer| peer.report()).collect();
         peers.sort_by_key(|peer| peer.peer);
         let count = |reason: Dropped| {
+            let direct = self.shared.direct.as_ref();
+            let direct = direct.map_or(0, |direct| direct.drops.of(reason));
             let of_peers = table.peers.values().map(|peer| peer.drops.of(reason));
-            self.shared.drops.of(reason) + of_peers.sum::<u64>()
+            self.shared.drops.of(reason) + direct + of_peers.sum::<u64>()
         };
         Report {
             dropped: Dropped::ALL
@@ -170,9 +200,15 @@ impl Forward {
         let key = Key(self.next_key.fetch_add(1, Ordering::Relaxed));
         let peer = Arc::new(Peer::new(id, key));
         let carrier = stream::carry(peer.clone(), self.streams.clone());
+        let mut tasks = vec![task::spawn("packets to a peer", carrier)];
+        if let Some(direct) = &self.shared.direct {
+            let (shared, direct, peer) = (self.shared.clone(), direct.clone(), peer.clone());
+            let link = link::keep(shared, direct, peer, self.local_peer, self.streams.clone());
+            tasks.push(task::spawn("link to a peer", link));
+        }
         Running {
             peer,
-            _carrier: task::spawn("packets to a peer", carrier),
+            _tasks: tasks,
         }
     }
 }
@@ -180,6 +216,9 @@ impl Forward {
 impl Drop for Forward {
     fn drop(&mut self) {
         self.shared.wake.stop();
+        if let Some(direct) = &self.shared.direct {
+            direct.wake.stop();
+        }
     }
 }
 

@@ -107,6 +107,11 @@ impl Coalescer {
         &self.bundles
     }
 
+    /// What the last [`join`](Self::join) has made.
+    pub fn bundles(&self) -> &[Bundle] {
+        &self.bundles
+    }
+
     /// The packets of a bundle, first to last.
     pub fn members(&self, bundle: &Bundle) -> impl Iterator<Item = usize> + '_ {
         std::iter::successors(Some(bundle.first), |at| {

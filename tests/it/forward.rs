@@ -11,7 +11,7 @@ use edgevpn::{
     config::Peer,
     device::{self, Device},
     id::PeerId,
-    node::forward::{Forward, Reach},
+    node::forward::{Carrier, Forward, PeerReport, Reach},
     overlay::{
         checksum::Sum,
         coalesce::Takes,
@@ -24,6 +24,9 @@ use edgevpn::{
 use crate::support::net::{NetUnderTest, config, token};
 
 const DEADLINE: Duration = Duration::from_secs(30);
+/// No direct datagrams.
+const STREAMS: Option<u16> = None;
+const DIRECT: Option<u16> = Some(0);
 const ALL: Takes = Takes {
     tcp: true,
     udp: true,
@@ -39,9 +42,10 @@ struct Machine {
 }
 
 impl Machine {
-    async fn start(own: &str, takes: Takes, listen: &[&str]) -> Self {
+    async fn start(own: &str, takes: Takes, listen: &[&str], carrier: Option<u16>) -> Self {
         let net = NetUnderTest::start(config(&token(60)), listen).await;
-        let forward = Forward::start(net.handle.streams().clone()).expect("starts");
+        let forward =
+            Forward::start(net.id(), net.handle.streams().clone(), carrier).expect("starts");
         let (device, far) = device::pair("memory", takes).expect("a pair");
         far.0.set_read_timeout(Some(DEADLINE)).expect("set");
         let device = Arc::new(device);
@@ -108,9 +112,9 @@ impl Machine {
     }
 }
 
-async fn two(takes: Takes) -> (Machine, Machine) {
-    let one = Machine::start("10.1.0.1", takes, &["/ip4/127.0.0.1/tcp/0"]).await;
-    let mut other = Machine::start("10.1.0.2", takes, &[]).await;
+async fn two(takes: Takes, carrier: Option<u16>) -> (Machine, Machine) {
+    let one = Machine::start("10.1.0.1", takes, &["/ip4/127.0.0.1/tcp/0"], carrier).await;
+    let mut other = Machine::start("10.1.0.2", takes, &[], carrier).await;
     connect(&mut other, &one).await;
     one.knows(&[(&other, &["10.1.0.2/32"])]);
     other.knows(&[(&one, &["10.1.0.1/32"])]);
@@ -152,7 +156,7 @@ fn udp(from: &str, to: &str, payload: &[u8]) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn packets_and_super_packets_cross_between_two_devices() {
-    let (one, other) = two(ALL).await;
+    let (one, other) = two(ALL, STREAMS).await;
     let there = udp("10.1.0.1", "10.1.0.2", b"there");
     one.sends(Offload::default(), &there);
     assert_eq!(other.receives().await, (Offload::default(), there));
@@ -176,10 +180,13 @@ async fn packets_and_super_packets_cross_between_two_devices() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_without_offloads_gets_the_segments_of_a_super_packet() {
-    let (one, other) = two(Takes {
-        tcp: false,
-        udp: false,
-    })
+    let (one, other) = two(
+        Takes {
+            tcp: false,
+            udp: false,
+        },
+        STREAMS,
+    )
     .await;
     let cut = Offload {
         segmentation: Segmentation::Udp,
@@ -202,7 +209,7 @@ async fn a_device_without_offloads_gets_the_segments_of_a_super_packet() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_peer_may_not_send_never_reaches_the_device() {
-    let (one, other) = two(ALL).await;
+    let (one, other) = two(ALL, STREAMS).await;
     // The neighbour's table says otherwise: it lets its own machine send anything.
     other.forward.publish(
         &["10.1.0.2", "10.1.0.3", "8.8.8.8"].map(|address| address.parse().unwrap()),
@@ -225,7 +232,7 @@ async fn what_a_peer_may_not_send_never_reaches_the_device() {
         &udp("10.1.0.2", "10.1.0.9", b"elsewhere"),
     );
     one.dropped(Drop::NotForUs, 1).await;
-    // What the peer says is left to do does not fit the packet.
+    // What is said to be left to do does not fit the packet: it does not even leave.
     let lie = Offload {
         segmentation: Segmentation::Tcp4,
         segment: 100,
@@ -235,7 +242,7 @@ async fn what_a_peer_may_not_send_never_reaches_the_device() {
         }),
     };
     other.sends(lie, &udp("10.1.0.2", "10.1.0.1", &[0; 500]));
-    one.dropped(Drop::Malformed, 1).await;
+    other.dropped(Drop::Malformed, 1).await;
     let honest = udp("10.1.0.2", "10.1.0.1", b"honest");
     other.sends(Offload::default(), &honest);
     assert_eq!(
@@ -247,7 +254,7 @@ async fn what_a_peer_may_not_send_never_reaches_the_device() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_packet_to_nobody_is_answered_with_unreachable() {
-    let (one, _other) = two(ALL).await;
+    let (one, _other) = two(ALL, STREAMS).await;
     let lost = udp("10.1.0.1", "10.1.0.77", b"anybody");
     one.sends(Offload::default(), &lost);
     let (_, answer) = one.receives().await;
@@ -259,8 +266,8 @@ async fn a_packet_to_nobody_is_answered_with_unreachable() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_is_gone_or_whose_device_is_full_delays_no_other() {
-    let (one, other) = two(ALL).await;
-    let mut deaf = Machine::start("10.1.0.3", ALL, &[]).await;
+    let (one, other) = two(ALL, STREAMS).await;
+    let mut deaf = Machine::start("10.1.0.3", ALL, &[], STREAMS).await;
     connect(&mut deaf, &one).await;
     one.net.until_connected(&deaf.net).await;
     // Nobody reads its device.
@@ -306,4 +313,57 @@ async fn a_peer_that_is_gone_or_whose_device_is_full_delays_no_other() {
     let report = one.forward.report();
     let queued = report.peers.iter().map(|peer| peer.queued_bytes).max();
     assert!(queued <= Some(260 * 1024), "queues are bounded: {queued:?}");
+}
+
+/// Until both have proven the path for full-sized packets.
+async fn direct(one: &Machine, other: &Machine) {
+    let deadline = Instant::now() + DEADLINE;
+    for machine in [one, other] {
+        loop {
+            let report = machine.forward.report();
+            let ready =
+                |peer: &PeerReport| peer.carrier == Carrier::Direct && peer.datagram >= Some(1_452);
+            if report.peers.iter().all(ready) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "never direct: {report:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn super_packets_cross_as_datagrams_and_arrive_joined() {
+    let (one, other) = two(ALL, DIRECT).await;
+    direct(&one, &other).await;
+    let packet = udp("10.1.0.1", "10.1.0.2", b"alone");
+    one.sends(Offload::default(), &packet);
+    assert_eq!(other.receives().await, (Offload::default(), packet));
+    let payload: Vec<u8> = (0..60_000_u32).map(|at| at as u8).collect();
+    let cut = Offload {
+        segmentation: Segmentation::Udp,
+        segment: 1_200,
+        sum: Some(SumLeft {
+            start: 20,
+            offset: 6,
+        }),
+    };
+    one.sends(cut, &udp("10.1.0.1", "10.1.0.2", &payload));
+    let (mut joined, mut super_packets) = (Vec::<u8>::new(), 0);
+    while joined.len() < payload.len() {
+        let (left, packet) = other.receives().await;
+        assert_eq!(left.sum, cut.sum, "the sum stays to be done");
+        joined.extend(&packet[28..]);
+        super_packets += 1;
+    }
+    assert_eq!(joined, payload);
+    assert!(super_packets <= 4, "{super_packets} super-packets");
+    let stranger = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let port = one.forward.direct_port().expect("a port");
+    for garbage in [&[1_u8; 100][..], &[0xff; 1_400], b"x", &[2; 31]] {
+        stranger
+            .send_to(garbage, ("127.0.0.1", port))
+            .expect("sent");
+    }
+    one.dropped(Drop::NotAuthentic, 4).await;
 }

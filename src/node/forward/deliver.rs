@@ -6,6 +6,7 @@ use super::{Shared, Table, peer::Peer};
 use crate::{
     device::Device,
     overlay::{
+        coalesce::Coalescer,
         packet::{Header, TCP, UDP},
         router::Drop as Dropped,
         segment::{Segments, Sums},
@@ -19,6 +20,55 @@ impl Shared {
         match self.check_and_deliver(table, peer, offload, packet) {
             Ok(()) => peer.count_received(packet.len()),
             Err(reason) => peer.drops.count(reason),
+        }
+    }
+
+    /// Delivers neighbouring packets of one peer, joined to as few super-packets as they make.
+    pub(super) fn deliver_joined(
+        &self,
+        table: &Table,
+        peer: &Peer,
+        mut packets: Vec<&mut [u8]>,
+        sums: Sums,
+        coalescer: &mut Coalescer,
+    ) {
+        packets.retain(|packet| {
+            let header = Header::parse(packet).map_err(|_| Dropped::Malformed);
+            match header.and_then(|header| table.router.incoming(&header, peer.key)) {
+                Ok(()) => true,
+                Err(reason) => {
+                    peer.drops.count(reason);
+                    false
+                }
+            }
+        });
+        let device = self.device.load();
+        let Some(device) = device.as_ref() else {
+            return packets
+                .iter()
+                .for_each(|_| peer.drops.count(Dropped::Device));
+        };
+        coalescer.join(&mut packets, device.takes(), sums);
+        for bundle in coalescer.bundles() {
+            let Some(first) = packets.get(bundle.first) else {
+                continue;
+            };
+            let sent =
+                if takes(device, &bundle.offload) {
+                    let virtio = bundle.offload.encode(bundle.headers as u16);
+                    let mut parts = vec![IoSlice::new(&virtio), IoSlice::new(first)];
+                    let others = coalescer.members(bundle).skip(1);
+                    parts.extend(others.filter_map(|at| {
+                        Some(IoSlice::new(packets.get(at)?.get(bundle.headers..)?))
+                    }));
+                    device.send(&parts).map_err(|_| Dropped::Device)
+                } else {
+                    send_segments(device, &bundle.offload, first)
+                };
+            match sent {
+                Ok(()) => peer.count_received(bundle.length()),
+                Err(reason) => peer.drops.count(reason),
+            }
         }
     }
 

@@ -1,15 +1,18 @@
 //! One member as the pump sees it: its queue, its carrier and its account.
 
 use std::{
+    net::SocketAddr,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Instant,
 };
 
+use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
+use super::direct::Path;
 use crate::{
     id::PeerId,
     overlay::{queue::Queue, router::Drop as Dropped},
@@ -30,6 +33,8 @@ pub struct Peer {
     pub ready: Notify,
     pub drops: Drops,
     carrier: AtomicU8,
+    /// The direct path in use.
+    direct: ArcSwapOption<Path>,
     sent: Traffic,
     received: Traffic,
 }
@@ -43,6 +48,8 @@ pub enum Carrier {
     RelayedStream,
     /// The bare format of EdgeVPN.
     EdgeVpn,
+    /// Sealed datagrams.
+    Direct,
 }
 
 /// A peer's account, for `status`.
@@ -50,6 +57,10 @@ pub enum Carrier {
 pub struct PeerReport {
     pub peer: PeerId,
     pub carrier: Carrier,
+    /// Of a direct path: where the peer is, the round trip, and the largest datagram.
+    pub remote: Option<SocketAddr>,
+    pub rtt_micros: Option<u32>,
+    pub datagram: Option<usize>,
     pub sent: Count,
     pub received: Count,
     pub queued_bytes: usize,
@@ -81,6 +92,7 @@ impl Peer {
             ready: Notify::new(),
             drops: Drops::default(),
             carrier: AtomicU8::new(0),
+            direct: ArcSwapOption::empty(),
             sent: Traffic::default(),
             received: Traffic::default(),
         }
@@ -119,6 +131,32 @@ impl Peer {
         }
     }
 
+    /// The direct path, if there is one for datagrams of so many bytes.
+    pub fn direct(&self, bytes: usize) -> Option<Arc<Path>> {
+        let path = self.direct.load();
+        let path = path.as_ref().filter(|path| path.takes(bytes))?;
+        Some(path.clone())
+    }
+
+    /// Packets take this path from now on, unless they take a later session's. Whether that is news.
+    pub fn join(&self, path: &Arc<Path>) -> bool {
+        let before = self.direct.rcu(|current| match current {
+            Some(current) if current.number > path.number && current.proven() > 0 => {
+                Some(current.clone())
+            }
+            _ => Some(path.clone()),
+        });
+        before.is_none_or(|before| before.number < path.number)
+    }
+
+    /// Packets do not take this path any more.
+    pub fn leave(&self, path: &Path) {
+        self.direct.rcu(|current| match current {
+            Some(current) if current.number != path.number => Some(current.clone()),
+            _ => None,
+        });
+    }
+
     pub fn count_sent(&self, packets: usize, bytes: usize) {
         self.sent.count(packets, bytes);
     }
@@ -135,9 +173,16 @@ impl Peer {
         let dropped = Dropped::ALL
             .into_iter()
             .map(|reason| (reason, self.drops.of(reason)));
+        let direct = self.direct.load();
         PeerReport {
             peer: self.id,
-            carrier: Carrier::of(self.carrier.load(Ordering::Relaxed)),
+            carrier: match &*direct {
+                Some(_) => Carrier::Direct,
+                None => Carrier::of(self.carrier.load(Ordering::Relaxed)),
+            },
+            remote: direct.as_ref().and_then(|path| path.remote()),
+            rtt_micros: direct.as_ref().map(|path| path.rtt_micros()),
+            datagram: direct.as_ref().map(|path| path.proven()),
             sent: self.sent.read(),
             received: self.received.read(),
             queued_bytes: self.queue().bytes(),
@@ -163,6 +208,7 @@ impl Carrier {
             Carrier::Stream => "stream",
             Carrier::RelayedStream => "relayed stream",
             Carrier::EdgeVpn => "edgevpn",
+            Carrier::Direct => "direct",
         }
     }
 }

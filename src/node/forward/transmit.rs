@@ -6,7 +6,7 @@
 
 use std::{io, os::fd::AsFd, time::Instant};
 
-use super::{Shared, Table, wake::Woken};
+use super::{Shared, Table, direct::Train, wake::Woken};
 use crate::{
     device::MOST,
     overlay::{
@@ -14,6 +14,8 @@ use crate::{
         icmp::Problem,
         packet::Header,
         router::Drop as Dropped,
+        segment::{Segments, Sums},
+        session::OVERHEAD,
         virtio::{self, Offload},
     },
 };
@@ -24,6 +26,7 @@ const BATCH: usize = 64;
 /// Runs until it is told to stop.
 pub fn run(shared: &Shared) {
     let mut buffer = vec![0; MOST];
+    let mut train = Train::new();
     loop {
         let device = shared.device.load_full();
         let waiting = device.as_ref().map(|device| device.as_fd());
@@ -37,9 +40,12 @@ pub fn run(shared: &Shared) {
         let now = Instant::now();
         for _ in 0..BATCH {
             match device.receive(&mut buffer) {
-                Ok(length) => {
-                    shared.transmit(&table, buffer.get(..length).unwrap_or_default(), now)
-                }
+                Ok(length) => shared.transmit(
+                    &table,
+                    buffer.get(..length).unwrap_or_default(),
+                    &mut train,
+                    now,
+                ),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -50,12 +56,15 @@ pub fn run(shared: &Shared) {
                 }
             }
         }
+        if let Some(direct) = &shared.direct {
+            train.send(direct);
+        }
     }
 }
 
 impl Shared {
     /// Sends what the device gave: a virtio header and a packet.
-    fn transmit(&self, table: &Table, given: &[u8], now: Instant) {
+    fn transmit(&self, table: &Table, given: &[u8], train: &mut Train, now: Instant) {
         let Some((header, packet)) = given.split_first_chunk::<{ virtio::HEADER }>() else {
             return self.drops.count(Dropped::Malformed);
         };
@@ -75,6 +84,14 @@ impl Shared {
         let Some(peer) = peer else {
             return self.drops.count(Dropped::NoRoute);
         };
+        let Ok(segments) = Segments::of(&offload, packet, Sums::Left) else {
+            return peer.drops.count(Dropped::Malformed);
+        };
+        if let Some(direct) = &self.direct
+            && let Some(path) = peer.direct(segments.largest() + OVERHEAD)
+        {
+            return train.add(direct, &path, segments);
+        }
         let mut frame = Vec::with_capacity(frame::HEADER + packet.len());
         frame.extend(frame::encode(&offload, packet.len()));
         frame.extend(packet);
