@@ -177,3 +177,34 @@ proptest! {
         prop_assert!(revived.verify(&bucket, &key).is_err());
     }
 }
+
+#[path = "../../../fuzz/targets/wire_bytes.rs"]
+mod wire_bytes;
+
+#[test]
+fn the_corpus_of_the_fuzz_targets_holds_whole_cut_and_broken() {
+    type Check = fn(&[u8]);
+    let targets: [(&str, Check); 3] = [
+        ("wire_token", wire_bytes::token),
+        ("wire_block", wire_bytes::block),
+        ("wire_message", wire_bytes::message),
+    ];
+    for (target, holds) in targets {
+        let corpus = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
+        let files: Vec<_> = std::fs::read_dir(corpus).expect("a corpus").collect();
+        assert!(files.len() >= 12, "{target} has lost its corpus");
+        for file in files {
+            let mut bytes = std::fs::read(file.expect("a file").path()).expect("readable");
+            holds(&bytes);
+            for at in (0..bytes.len()).step_by(3) {
+                holds(&bytes[..at]);
+                let whole = bytes[at];
+                for other in [0, whole ^ 1, whole ^ 0x80, b'"', b':'] {
+                    bytes[at] = other;
+                    holds(&bytes);
+                }
+                bytes[at] = whole;
+            }
+        }
+    }
+}
