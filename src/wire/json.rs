@@ -270,3 +270,35 @@ pub fn put_text(out: &mut String, text: &str) {
     out.push_str(text.get(plain..).unwrap_or_default());
     out.push('"');
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `json.Marshal` of Go 1.26 writes it.
+    #[test]
+    fn texts_are_escaped_as_go_escapes_them() {
+        let mut out = String::new();
+        put_text(
+            &mut out,
+            "<>&\u{2028}\u{2029}\u{8}\u{c}\0\u{1f}\u{7f}\t\n\r\"\\/é😀",
+        );
+        assert_eq!(
+            out,
+            "\"\\u003c\\u003e\\u0026\\u2028\\u2029\\b\\f\\u0000\\u001f\u{7f}\\t\\n\\r\\\"\\\\/é😀\""
+        );
+    }
+
+    #[test]
+    fn names_match_in_any_case_and_nothing_else_does() {
+        for name in ["PeerID", "peerid", "PEERID"] {
+            assert!(same_name("PeerID", name), "{name}");
+        }
+        assert!(same_name("Storage", "\u{17f}torage"));
+        assert!(same_name("k", "\u{212a}"));
+        for name in ["", "Peer", "PeerIDs", "PeerÍD", "P\u{131}erID"] {
+            assert!(!same_name("PeerID", name), "{name}");
+        }
+        assert!(!same_name("PeerID", &"PeerID".repeat(1000)));
+    }
+}
