@@ -1,6 +1,8 @@
 //! Between machines: nodes on hosts of their own, behind the routers that people have.
 
 pub mod member;
+pub mod network;
+mod rotation;
 pub mod world;
 
 use crate::peers::counterparty::{Answer, Counterparty};

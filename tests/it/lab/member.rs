@@ -6,7 +6,10 @@ use std::{path::Path, time::Duration};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::support::dialogue::Dialogue;
+use crate::{
+    peers::counterparty::{Answer, Request},
+    support::dialogue::Dialogue,
+};
 
 pub struct GoMember {
     pub peer_id: String,
@@ -23,8 +26,10 @@ pub struct Manner {
     /// How far its clock is ahead, in milliseconds.
     pub skew: i64,
     pub mdns: bool,
+    /// How often it renews its heartbeat and sends its ledger; every second if nothing is said.
+    pub pace: Option<(Duration, Duration)>,
     /// Its address in the network, if it announces one.
-    pub machine: Option<&'static str>,
+    pub machine: Option<String>,
 }
 
 /// What a member knows.
@@ -67,7 +72,11 @@ impl GoMember {
         }
         words.push(format!("--skew={}ms", manner.skew));
         words.push(format!("--mdns={}", manner.mdns));
-        if let Some(address) = manner.machine {
+        if let Some((heartbeat, sync)) = manner.pace {
+            words.push(format!("--heartbeat={}s", heartbeat.as_secs()));
+            words.push(format!("--sync={}s", sync.as_secs()));
+        }
+        if let Some(address) = &manner.machine {
             words.push(format!("--machine={address}"));
         }
         let dialogue = Dialogue::start("go", &words, wrapper, test)?;
@@ -75,6 +84,10 @@ impl GoMember {
             peer_id: dialogue.peer_id(),
             dialogue,
         })
+    }
+
+    pub fn id(&self) -> u32 {
+        self.dialogue.id()
     }
 
     /// Where to dial it, with its peer id: the first of its addresses.
@@ -94,6 +107,12 @@ impl GoMember {
     /// Begins to count anew.
     pub fn reset(&mut self) {
         self.told(&json!({ "do": "reset" }));
+    }
+
+    pub fn reserve(&mut self, relay: &str) -> Answer {
+        self.dialogue.ask(&Request::Reserve {
+            relay: relay.to_owned(),
+        })
     }
 
     fn told(&mut self, request: &Value) {

@@ -409,6 +409,7 @@ impl Host {
 state_dir = "state"
 [transport]
 listen = [{}]
+port_mapping = false
 [api]
 listen = "unix:api.sock"
 [log]
@@ -422,14 +423,31 @@ poll_interval = "1s"
         )
     }
 
+    /// Bytes and packets that it has sent since it is there.
+    pub fn sent(&self) -> (u64, u64) {
+        let counters = Command::new("ip")
+            .args(["netns", "exec", &self.namespace, "cat"])
+            .args(
+                ["bytes", "packets"]
+                    .map(|what| format!("/sys/class/net/eth0/statistics/tx_{what}")),
+            )
+            .output()
+            .expect("the command starts");
+        let text = String::from_utf8_lossy(&counters.stdout);
+        let mut lines = text.lines().map(|line| line.parse().expect("a number"));
+        (lines.next().expect("bytes"), lines.next().expect("packets"))
+    }
+
     /// Where others dial `node`, which runs here.
     pub fn dial(&self, node: &NodeUnderTest) -> String {
-        let address = self
-            .address
-            .map(|address| format!("/ip4/{address}"))
-            .or_else(|| self.address_v6.map(|address| format!("/ip6/{address}")))
-            .expect("an address");
-        format!("{address}/tcp/{PORT}/p2p/{}", node.peer_id())
+        let address = self.address.expect("an IPv4 address");
+        format!("/ip4/{address}/tcp/{PORT}/p2p/{}", node.peer_id())
+    }
+
+    /// The same over IPv6.
+    pub fn dial_v6(&self, node: &NodeUnderTest) -> String {
+        let address = self.address_v6.expect("an IPv6 address");
+        format!("/ip6/{address}/tcp/{PORT}/p2p/{}", node.peer_id())
     }
 }
 

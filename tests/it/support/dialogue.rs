@@ -94,6 +94,11 @@ impl Dialogue {
         self.hear(&request)
     }
 
+    /// Of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn peer_id(&self) -> String {
         self.ready["peer"].as_str().expect("a peer id").to_owned()
     }

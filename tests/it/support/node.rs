@@ -147,7 +147,7 @@ impl NodeUnderTest {
     }
 
     /// Waits until `holds`; after a deadline says what it last saw.
-    pub fn until(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    pub fn until(&self, what: &str, mut holds: impl FnMut(&Value) -> bool) -> Value {
         let deadline = Instant::now() + DEADLINE;
         loop {
             let status = self.status();

@@ -73,17 +73,20 @@ func run(asRelay bool) error {
 	if asRelay {
 		ready["addresses"] = h.Addrs()
 	}
-	return serve(ready, func(r request) (object, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
-		defer cancel()
-		switch r.Do {
-		case "reserve":
-			return reserve(ctx, h, r.Relay)
-		case "echo":
-			return echo(ctx, h, r.Through, r.Bytes)
-		}
-		return nil, fmt.Errorf("unknown request %q", r.Do)
-	})
+	return serve(ready, func(r request) (object, error) { return useRelay(h, r) })
+}
+
+// useRelay answers the requests of a relay's client.
+func useRelay(h host.Host, r request) (object, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	switch r.Do {
+	case "reserve":
+		return reserve(ctx, h, r.Relay)
+	case "echo":
+		return echo(ctx, h, r.Through, r.Bytes)
+	}
+	return nil, fmt.Errorf("unknown request %q", r.Do)
 }
 
 func runMember(arguments []string) error {
@@ -92,6 +95,7 @@ func runMember(arguments []string) error {
 		return err
 	}
 	defer m.host.Close()
+	m.host.SetStreamHandler(echoProtocol, serveEcho)
 	return serve(object{"peer": m.host.ID().String(), "library": "go-libp2p " + libraryVersion(), "addresses": m.host.Addrs()}, m.answer)
 }
 
