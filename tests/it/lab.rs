@@ -1,6 +1,8 @@
 //! Between machines: nodes on hosts of their own, behind the routers that people have.
 
+mod clock;
 pub mod member;
+mod members;
 pub mod network;
 mod rotation;
 pub mod world;
