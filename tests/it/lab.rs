@@ -4,6 +4,7 @@ mod clock;
 pub mod member;
 mod members;
 pub mod network;
+mod reach;
 mod rotation;
 pub mod world;
 
