@@ -1,6 +1,7 @@
 //! Between machines: nodes on hosts of their own, behind the routers that people have.
 
 mod clock;
+mod cluster;
 pub mod member;
 mod members;
 pub mod network;
