@@ -2,6 +2,7 @@
 
 mod clock;
 mod cluster;
+mod measure;
 pub mod member;
 mod members;
 pub mod network;
