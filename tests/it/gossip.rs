@@ -1,6 +1,6 @@
 //! Gossip between nodes on loopback sockets, across the ends of windows of a few seconds.
 
-mod frame;
+pub mod frame;
 mod node;
 mod restarting;
 

@@ -1,15 +1,19 @@
 //! What EdgeVPN nodes really sent, and what they made of what they were sent.
 
 use super::{at, hex, parse, seal_key_text, text};
-use edgevpn::wire::{
-    Block, BlockError, Bounds, Rotation, SealKey, Storage, Token, Window, leader::leader, open,
-    open_bytes, seal, seal_bytes, totp,
+use crate::gossip::frame::{Publication, Rpc};
+use edgevpn::{
+    id::UnixTime,
+    wire::{
+        Block, BlockError, Bounds, Rotation, SealKey, Storage, Token, Window, leader::leader, open,
+        open_bytes, seal, seal_bytes, totp,
+    },
 };
 use flate2::read::GzDecoder;
 use libp2p::identity::PublicKey;
 use prost::Message;
 use serde_json::Value;
-use std::{collections::BTreeMap, io::Read, sync::LazyLock};
+use std::{collections::BTreeMap, io::Read, sync::LazyLock, time::Duration};
 
 static LIVE: LazyLock<BTreeMap<String, Vec<Value>>> = LazyLock::new(|| {
     let file = parse(include_str!("../../vectors/wire-vectors-live.json"));
@@ -42,10 +46,10 @@ const GROUPS: &[(&str, usize, &str)] = &[
     (
         "merge",
         100,
-        "codec and signatures here, decisions: ledger.rs",
+        "codec and signatures here, decisions: ledger/vectors.rs",
     ),
-    ("merge-off", 6, "decisions: ledger.rs"),
-    ("raw-pubsub", 19, "payloads here, frames: gossip.rs"),
+    ("merge-off", 6, "decisions: ledger/vectors.rs"),
+    ("raw-pubsub", 19, "here"),
     ("seal", 3, "here"),
     ("seal-odd-key", 2, "here"),
     ("token", 1, "here"),
@@ -276,58 +280,59 @@ fn gossip_of_running_nodes_is_opened_and_can_be_made_again() {
     }
 }
 
-/// The part of a gossip frame that carries messages, <https://github.com/libp2p/specs/blob/master/pubsub/README.md>.
-#[derive(Message)]
-struct Frame {
-    #[prost(message, repeated, tag = "2")]
-    publish: Vec<Published>,
-}
-
-#[derive(Clone, Message)]
-struct Published {
-    #[prost(bytes = "vec", optional, tag = "1")]
-    from: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "2")]
-    data: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "3")]
-    sequence: Option<Vec<u8>>,
-    #[prost(string, optional, tag = "4")]
-    topic: Option<String>,
-    #[prost(bytes = "vec", optional, tag = "5")]
-    signature: Option<Vec<u8>>,
-}
-
 #[test]
 fn what_a_go_node_writes_on_its_stream_is_signed_and_opens() {
-    let yaml = text(&vectors("gossip")[0]["yaml"]).replace("interval: 20", "interval: 360");
-    let token = Token::parse(yaml.as_bytes()).expect("a token");
-    let mut opened = 0;
+    let yaml = text(&vectors("gossip")[0]["yaml"]);
+    let every = |seconds: u64| {
+        let yaml = yaml.replace("interval: 20", &format!("interval: {seconds}"));
+        Token::parse(yaml.as_bytes()).expect("a token")
+    };
+    // The node that was followed over a rotation turned every 20 s, the one that published every 360 s.
+    let (fast, slow) = (every(20), every(360));
+    let (mut greeted, mut grafted, mut announced, mut opened) = (0, 0, Vec::new(), 0);
     for vector in vectors("raw-pubsub") {
+        let now = UnixTime(Duration::from_secs_f64(
+            vector["unix"].as_f64().expect("seconds"),
+        ));
+        let topics = [&fast, &slow].map(|token| token.topic(token.window(now)));
         let bytes = hex(&vector["hex"]);
         let mut rest = &*bytes;
         while !rest.is_empty() {
-            let Ok(frame) = Frame::decode_length_delimited(&mut rest) else {
-                // The end of a large frame is in the next read.
-                break;
-            };
+            // The end of a large frame would be in the next read.
+            let frame = Rpc::decode_length_delimited(&mut rest).expect("a whole frame");
+            for subscription in frame.subscriptions {
+                assert_eq!(subscription.subscribe, Some(true));
+                assert!(topics.contains(&subscription.topic.expect("a topic")));
+                greeted += 1;
+            }
+            let control = frame.control.unwrap_or_default();
+            grafted += control.graft.len();
+            announced.extend(control.idontwant.into_iter().flat_map(|ids| ids.ids));
             for message in frame.publish {
                 assert_signed(&message);
-                let unix = vector["unix"].as_f64().expect("seconds");
-                let now = edgevpn::id::UnixTime::from_secs(unix as u64);
-                let window = token.window(now);
-                assert_eq!(message.topic, Some(token.topic(window)));
+                let id = [
+                    message.from.expect("an author"),
+                    message.seqno.expect("a number"),
+                ];
+                assert!(
+                    announced.contains(&id.concat()),
+                    "an id is author and number"
+                );
+                let window = slow.window(now);
+                assert_eq!(message.topic, Some(slow.topic(window)));
                 let data = message.data.expect("data");
-                let block = open(&data, &[token.seal_key(window)], &Bounds::default());
+                let block = open(&data, &[slow.seal_key(window)], &Bounds::default());
                 let block = block.expect("opened");
                 assert_eq!(block.checksum(), block.hash);
                 opened += 1;
             }
         }
     }
+    assert_eq!((greeted, grafted), (5, 1));
     assert!(opened >= 3, "{opened} messages");
 }
 
-fn assert_signed(message: &Published) {
+fn assert_signed(message: &Publication) {
     let mut unsigned = message.clone();
     let signature = unsigned.signature.take().expect("a signature");
     let signed = [b"libp2p-pubsub:", &*unsigned.encode_to_vec()].concat();
