@@ -1,16 +1,21 @@
 //! What EdgeVPN nodes really sent, and what they made of what they were sent.
 
 use super::{at, hex, parse, seal_key_text, text};
-use crate::gossip::frame::{Publication, Rpc};
+use crate::{
+    gossip::frame::{Publication, Rpc},
+    support::relay::message::Hop,
+};
 use edgevpn::{
     id::UnixTime,
+    net::relay::proto::{Limit, reservation_frame, status_frame},
+    relay::Status,
     wire::{
         Block, BlockError, Bounds, Rotation, SealKey, Storage, Token, Window, leader::leader, open,
         open_bytes, seal, seal_bytes, totp,
     },
 };
 use flate2::read::GzDecoder;
-use libp2p::identity::PublicKey;
+use libp2p::{Multiaddr, identity::PublicKey};
 use prost::Message;
 use serde_json::Value;
 use std::{collections::BTreeMap, io::Read, sync::LazyLock, time::Duration};
@@ -36,11 +41,7 @@ const GROUPS: &[(&str, usize, &str)] = &[
     ("derive", 4, "here"),
     ("ecdsa-keys", 1, "not built: keys of PeerGuardian"),
     ("gossip", 16, "here"),
-    (
-        "hop",
-        9,
-        "answers of a Go relay to the client of libp2p; our own answers: relay_wire.rs",
-    ),
+    ("hop", 9, "here"),
     ("http-path", 1, "not built: the HTTP API of EdgeVPN"),
     ("leader", 3, "here"),
     (
@@ -372,6 +373,46 @@ fn storage_json(storage: &Storage) -> String {
         ..Block::default()
     };
     parse(&block.to_json())["Storage"].to_string()
+}
+
+#[test]
+fn our_relay_writes_the_answers_of_a_go_relay() {
+    for vector in vectors("hop") {
+        let theirs = hex(&vector["answer_hex"]);
+        let answer = Hop::decode_length_delimited(&*theirs).expect("a whole frame");
+        let (told, _) = text(&vector["decoded"]["status"])
+            .split_once(' ')
+            .expect("a code and its name");
+        assert_eq!(answer.status, told.parse().ok());
+        let limit = answer.limit.map(|limit| Limit {
+            duration: limit.duration,
+            data: limit.data,
+        });
+        let ours = match answer.reservation {
+            None => status_frame(status(answer.status), limit),
+            Some(reservation) => {
+                let addresses: Vec<Multiaddr> = reservation
+                    .addrs
+                    .into_iter()
+                    .map(|address| Multiaddr::try_from(address).expect("an address"))
+                    .collect();
+                reservation_frame(reservation.expire, &addresses, reservation.voucher, limit)
+            }
+        };
+        assert_eq!(ours, theirs, "{}", vector["note"]);
+    }
+}
+
+fn status(code: Option<i32>) -> Status {
+    [
+        Status::Ok,
+        Status::PermissionDenied,
+        Status::ConnectionFailed,
+        Status::NoReservation,
+    ]
+    .into_iter()
+    .find(|status| Some(*status as i32) == code)
+    .expect("a known status")
 }
 
 #[test]
