@@ -7,6 +7,7 @@ mod answer;
 mod client;
 mod metrics;
 mod network;
+mod reach;
 mod report;
 mod routes;
 mod server;
@@ -21,6 +22,7 @@ pub use client::{Client, ClientError};
 pub use network::{
     BootstrapReport, Explanation, LedgerReport, MemberReport, NetworkReport, Otherwise, Traffic,
 };
+pub use reach::{DhtReport, ReachReport, RelayReport};
 pub use report::{Connections, NodeReport, ReloadCount, StatusReport, WatcherReport};
 use serde::{Deserialize, Serialize};
 pub use server::{BindError, Bound, Handle, Server};

@@ -29,6 +29,7 @@ pub mod disk;
 mod effect;
 mod explain;
 pub mod forward;
+mod report;
 mod sync;
 
 use sync::Sync;
@@ -287,37 +288,6 @@ impl Node {
             {
                 change.effect = effect::in_words(&impact);
             }
-        }
-    }
-
-    pub async fn report(&self) -> api::NodeReport {
-        let snapshot = self.snapshot();
-        let net = self.net.report().await;
-        let network = self.ledger.report().await;
-        let (network, problems) = network.unzip();
-        api::NodeReport {
-            name: snapshot.config.node.name.clone(),
-            peer_id: self.net.local_peer.to_string(),
-            new_key: self.new_key.as_ref().map(|path| path.display().to_string()),
-            listening: net.listening.iter().map(Multiaddr::to_string).collect(),
-            announced: snapshot
-                .config
-                .transport
-                .announce
-                .iter()
-                .map(Multiaddr::to_string)
-                .collect(),
-            connections: api::Connections {
-                established: net.established,
-                pending: net.pending,
-                peers: u32::try_from(net.peers.len()).unwrap_or(u32::MAX),
-                max: snapshot.config.limits.connections,
-                refused_total: net.refused,
-            },
-            relay: net.relay,
-            network,
-            problems: problems.unwrap_or_default(),
-            panics: task::panics(),
         }
     }
 

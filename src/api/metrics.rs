@@ -1,6 +1,6 @@
 //! The status report as metrics: one source for what `status` shows and what is scraped.
 
-use super::{NetworkReport, StatusReport};
+use super::{NetworkReport, ReachReport, StatusReport};
 use crate::plan::{Outcome, State, Trigger};
 use prometheus_client::{
     encoding::text,
@@ -16,6 +16,9 @@ pub(super) fn exposition(report: &StatusReport) -> String {
     config(&mut registry, report);
     relay(&mut registry, report);
     connections(&mut registry, report);
+    if let Some(report) = &report.node.reach {
+        reach(&mut registry, report);
+    }
     if let Some(report) = &report.node.network {
         network(&mut registry, report);
     }
@@ -208,6 +211,28 @@ fn connections(registry: &mut Registry, report: &StatusReport) {
         "task_panics",
         "Tasks that ended by a panic; anything but 0 is a fault in the program",
         ConstCounter::new(report.node.panics),
+    );
+}
+
+fn reach(registry: &mut Registry, report: &ReachReport) {
+    for (name, help, value) in [
+        (
+            "relay_client_reservations",
+            "Reservations held on other relays",
+            report.reservations,
+        ),
+        (
+            "relay_client_reservations_wanted",
+            "Reservations this node wants to hold",
+            report.reservations_wanted,
+        ),
+    ] {
+        registry.register(name, help, gauge(value.into()));
+    }
+    registry.register(
+        "reachable",
+        "1 if others reach this node without a relay, 0 if they do not or it is not known",
+        flag(report.reachability == "public"),
     );
 }
 

@@ -1,6 +1,6 @@
 //! What a running node says about itself: the body of `GET /v1/status`, and the source of every metric.
 
-use super::NetworkReport;
+use super::{NetworkReport, ReachReport};
 use crate::{
     id::Generation,
     plan::{Acknowledgement, Outcome, State, Trigger},
@@ -74,6 +74,7 @@ pub struct NodeReport {
     pub announced: Vec<String>,
     pub connections: Connections,
     pub relay: relay::Report,
+    pub reach: Option<ReachReport>,
     /// Absent without `[network]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkReport>,

@@ -113,6 +113,9 @@ fn lines(report: &StatusReport, now: f64, paint: Paint) -> String {
             grouped(connections.pending.into()),
         )],
     ));
+    if let Some(reach) = &node.reach {
+        text.push_str(&network::reach(reach, node.network.is_some()));
+    }
     if let Some(network) = &node.network {
         text.push_str(&network::lines(network, paint));
     }

@@ -1,7 +1,7 @@
 //! The private network in `edgevpn status`: a line for what there is, a table of who.
 
 use crate::{
-    api::{MemberReport, NetworkReport},
+    api::{MemberReport, NetworkReport, ReachReport},
     cli::text::*,
 };
 
@@ -76,6 +76,41 @@ pub(super) fn lines(network: &NetworkReport, paint: Paint) -> String {
         text.push_str(&row("", &items));
     }
     text
+}
+
+/// How others reach this node, as far as there is something to say.
+pub(super) fn reach(reach: &ReachReport, in_network: bool) -> String {
+    let mut items = Vec::new();
+    if in_network || reach.reachability != "unknown" {
+        items.push(match reach.reachability.as_str() {
+            "public" => "directly from everywhere".to_owned(),
+            "private" => "not directly".to_owned(),
+            _ => "not known yet".to_owned(),
+        });
+    }
+    if reach.reservations > 0 || reach.reservations_wanted > 0 {
+        items.push(format!(
+            "through {} of {} wanted",
+            count(reach.reservations.into(), "relay"),
+            reach.reservations_wanted.max(reach.reservations)
+        ));
+        for relay in reach.relays.iter().filter(|relay| relay.stage == "active") {
+            items.extend(relay.addresses.iter().cloned());
+        }
+        for relay in &reach.relays {
+            if let (Some(why), Some(rests)) = (&relay.last_failure, relay.rests_for_s) {
+                let next = span(rests);
+                items.push(format!(
+                    "{}: {why}, next try in {next}",
+                    short_peer(&relay.relay)
+                ));
+            }
+        }
+    }
+    if items.is_empty() {
+        return String::new();
+    }
+    row("reachable", &items)
 }
 
 /// Who is a member, and who is not and why.
