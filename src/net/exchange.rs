@@ -99,6 +99,7 @@ pub struct Report {
 }
 
 /// What the handle, the pump and its streams have in common.
+#[derive(Default)]
 struct Shared {
     lanes: Mutex<HashMap<PeerId, Lane>>,
     counts: Counts,
@@ -130,11 +131,7 @@ impl Exchange {
         live: watch::Receiver<Arc<Snapshot>>,
         ears: Ears,
     ) -> Exchange {
-        let shared = Arc::new(Shared {
-            lanes: Mutex::default(),
-            counts: Counts::default(),
-            written: Notify::new(),
-        });
+        let shared = Arc::<Shared>::default();
         let (publish, neighbours) = watch::channel(Neighbours::default());
         let (speakers, speaking) = mpsc::channel(NEIGHBOURS);
         let pump = pump::Pump::new(streams, live, ears, shared.clone(), publish);

@@ -179,3 +179,85 @@ async fn write_queued(
         .await
         .map_err(|_| io::ErrorKind::TimedOut)?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::io::Cursor;
+
+    fn framed(frames: &[&[u8]]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for frame in frames {
+            bytes.extend(u32::try_from(frame.len()).unwrap().to_be_bytes());
+            bytes.extend(*frame);
+        }
+        bytes
+    }
+
+    /// Reads `bytes` as a peer's stream; `judge` answers each frame.
+    async fn read_all(
+        bytes: Vec<u8>,
+        judge: impl Fn(&[u8]) -> Option<Verdict>,
+    ) -> (Vec<Vec<u8>>, End) {
+        let (ears, mut heard) = Ears::new();
+        let shared = Arc::new(Shared::default());
+        let reading = read(Cursor::new(bytes), PeerId::random(), shared, ears);
+        let judging = async {
+            let mut frames = Vec::new();
+            while let Some(heard) = heard.recv().await {
+                let Heard::Exchange(frame) = heard else {
+                    continue;
+                };
+                if let Some(verdict) = judge(&frame.bytes) {
+                    frame.receipt.give(verdict);
+                }
+                frames.push(frame.bytes);
+            }
+            frames
+        };
+        let (end, frames) = futures::join!(reading, judging);
+        (frames, end)
+    }
+
+    #[tokio::test]
+    async fn frames_are_handed_over_in_order_until_the_stream_ends() {
+        let bytes = framed(&[b"one", b"", b"three"]);
+        let (frames, end) = read_all(bytes, |_| Some(Verdict::Good)).await;
+        assert_eq!(frames, [&b"one"[..], b"", b"three"]);
+        assert_eq!(end, End::Gone);
+    }
+
+    #[tokio::test]
+    async fn one_bad_frame_ends_a_stream_that_has_proved_nothing() {
+        let bytes = framed(&[b"junk", b"more"]);
+        let (frames, end) = read_all(bytes, |_| Some(Verdict::Bad)).await;
+        assert_eq!(frames.len(), 1);
+        assert_eq!(end, End::Bad);
+    }
+
+    #[tokio::test]
+    async fn a_proved_stream_survives_two_bad_frames_in_a_row_and_not_three() {
+        let judge = |frame: &[u8]| match frame {
+            b"bad" => Some(Verdict::Bad),
+            _ => Some(Verdict::Good),
+        };
+        let bytes = framed(&[
+            b"good", b"bad", b"bad", b"good", b"bad", b"bad", b"bad", b"good",
+        ]);
+        let (frames, end) = read_all(bytes, judge).await;
+        assert_eq!(frames.len(), 7);
+        assert_eq!(end, End::Bad);
+    }
+
+    #[tokio::test]
+    async fn whoever_has_proved_nothing_sends_small_frames_only() {
+        let large = vec![0; LARGEST_FIRST_FRAME + 1];
+        let (frames, end) = read_all(framed(&[&large]), |_| Some(Verdict::Good)).await;
+        assert_eq!((frames.len(), end), (0, End::TooLarge));
+        let (frames, _) = read_all(framed(&[b"good", &large]), |_| Some(Verdict::Good)).await;
+        assert_eq!(frames.len(), 2);
+        let huge = u32::MAX.to_be_bytes().to_vec();
+        let (_, end) = read_all(huge, |_| None).await;
+        assert_eq!(end, End::TooLarge);
+    }
+}

@@ -55,6 +55,8 @@ pub struct Pump {
     inbound: Option<Inbound>,
     /// Peers that speak the protocol and are connected: a stream to each is open, being opened, or about to be.
     wanted: HashMap<PeerId, Attempts>,
+    /// Peers that have sent what was not ours, and when.
+    shunned: HashMap<PeerId, Instant>,
     /// One a peer.
     readers: HashMap<PeerId, AbortHandle>,
     /// Reading, writing, opening and waiting, all in this task.
@@ -66,8 +68,6 @@ pub struct Pump {
 struct Attempts {
     failures: u32,
     opened: Option<Instant>,
-    /// The peer has sent what was not ours.
-    shunned: Option<Instant>,
 }
 
 /// What a piece of work has come to.
@@ -97,6 +97,7 @@ impl Pump {
             publish,
             inbound: None,
             wanted: HashMap::new(),
+            shunned: HashMap::new(),
             readers: HashMap::new(),
             work: FuturesUnordered::new(),
             numbers: 0,
@@ -166,15 +167,13 @@ impl Pump {
     /// A neighbour has opened its stream. It speaks the protocol, whatever identify has said so far.
     fn take(&mut self, incoming: Incoming) {
         let peer = incoming.peer;
-        self.want(peer);
-        let Some(attempts) = self.wanted.get(&peer) else {
-            return;
-        };
-        if attempts
-            .shunned
-            .is_some_and(|since| since.elapsed() < SHUNNED)
-        {
+        let shunned = self.shunned.get(&peer);
+        if shunned.is_some_and(|since| since.elapsed() < SHUNNED) {
             self.shared.counts.refuse("shunned");
+            return;
+        }
+        self.want(peer);
+        if !self.wanted.contains_key(&peer) {
             return;
         }
         let reading = frames::read(
@@ -263,8 +262,9 @@ impl Pump {
                 if let Some(reason) = end.label() {
                     self.shared.counts.refuse(reason);
                     tracing::debug!(%peer, reason, "the stream of a neighbour was ended");
-                    if let Some(attempts) = self.wanted.get_mut(&peer) {
-                        attempts.shunned = Some(Instant::now());
+                    self.shunned.retain(|_, since| since.elapsed() < SHUNNED);
+                    if self.shunned.len() < NEIGHBOURS {
+                        self.shunned.insert(peer, Instant::now());
                     }
                 }
                 self.readers.remove(&peer);

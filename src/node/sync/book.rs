@@ -158,7 +158,7 @@ impl Book {
         let mut outcome = Outcome::default();
         let peers: Vec<PeerId> = self.lanes.keys().copied().collect();
         for peer in peers {
-            self.greet(peer, now, &mut outcome);
+            self.greet(peer, true, now, &mut outcome);
         }
         let held = |network: &Fingerprint| self.networks.token(*network).is_some();
         let lost: Vec<PeerId> = self
@@ -189,7 +189,7 @@ impl Book {
             .map(|(peer, _)| *peer)
             .collect();
         for peer in fresh {
-            self.greet(peer, now, &mut outcome);
+            self.greet(peer, true, now, &mut outcome);
             if self.greeted.contains_key(&peer) {
                 self.begin(peer, now, &mut outcome);
             }
@@ -201,8 +201,8 @@ impl Book {
         outcome
     }
 
-    fn greet(&self, peer: PeerId, now: UnixTime, outcome: &mut Outcome) {
-        let frame = self.networks.greet(self.way_to(peer), now, nonce);
+    fn greet(&self, peer: PeerId, asks: bool, now: UnixTime, outcome: &mut Outcome) {
+        let frame = self.networks.greet(self.way_to(peer), asks, now, nonce);
         outcome.frames.push((peer, frame));
     }
 
@@ -237,7 +237,7 @@ impl Book {
             to: self.local,
         };
         let verdict = match self.networks.open(&frame.bytes, way, now) {
-            Ok(Opened::Hello(network)) => {
+            Ok(Opened::Hello { network, asks }) => {
                 let news = match self.greeted.entry(peer) {
                     Slot::Occupied(mut known) => known.insert(network) != network,
                     Slot::Vacant(new) => {
@@ -245,8 +245,13 @@ impl Book {
                         true
                     }
                 };
-                if news && self.lanes.contains_key(&peer) {
-                    self.begin(peer, now, outcome);
+                if self.lanes.contains_key(&peer) {
+                    if asks {
+                        self.greet(peer, false, now, outcome);
+                    }
+                    if asks || news {
+                        self.begin(peer, now, outcome);
+                    }
                 }
                 exchange::Verdict::Good
             }

@@ -11,8 +11,8 @@ use crate::{
 /// Tells our frames from anything else sealed under the same keys.
 const FRAME: &[u8] = b"edgevpn ledger frame 1";
 
-/// Bytes that the frame of a greeting holds: one sealed byte.
-const GREETING: usize = NONCE + 1 + TAG;
+/// Bytes of one greeting: two sealed ones.
+const GREETING: usize = NONCE + 2 + TAG;
 
 /// Of AES-GCM, in bytes.
 pub const NONCE: usize = 12;
@@ -22,7 +22,7 @@ const TAG: usize = 16;
 const HELLO: u8 = 0;
 const MESSAGE: u8 = 1;
 
-/// What a greeting seals: the version of what follows.
+/// What a greeting seals: the version of what follows, and whether it wants to be answered.
 const VERSION: u8 = 1;
 
 /// The own network first.
@@ -33,7 +33,11 @@ pub struct Networks(Vec<(Fingerprint, Arc<Token>)>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opened {
     /// The peer holds the token of this network, the first of ours that it holds.
-    Hello(Fingerprint),
+    Hello {
+        network: Fingerprint,
+        /// It does not know which of them we hold, or has forgotten.
+        asks: bool,
+    },
     /// Of the exchange.
     Message(Vec<u8>),
 }
@@ -96,13 +100,15 @@ impl Networks {
     pub fn greet(
         &self,
         way: Way,
+        asks: bool,
         now: UnixTime,
         mut nonce: impl FnMut() -> [u8; NONCE],
     ) -> Vec<u8> {
         let mut frame = vec![HELLO];
         for (_, token) in &self.0 {
             let key = token.seal_key(token.window(now));
-            frame.extend(seal_bytes(&[VERSION], &key, nonce(), &context(way, HELLO)));
+            let plain = [VERSION, asks.into()];
+            frame.extend(seal_bytes(&plain, &key, nonce(), &context(way, HELLO)));
         }
         frame
     }
@@ -144,13 +150,16 @@ impl Networks {
         let context = context(way, HELLO);
         for (fingerprint, token) in &self.0 {
             let keys = keys(token, token.window(now));
-            let mut opened = greetings
+            let opened = greetings
                 .chunks_exact(GREETING)
                 // As many as a node can hold: `accept_token_files` takes eight.
                 .take(9)
-                .filter_map(|greeting| open_bytes(greeting, &keys, &context).ok());
-            if opened.any(|greeting| greeting == [VERSION]) {
-                return Ok(Opened::Hello(*fingerprint));
+                .find_map(|greeting| open_bytes(greeting, &keys, &context).ok());
+            if let Some([VERSION, asks]) = opened.as_deref() {
+                return Ok(Opened::Hello {
+                    network: *fingerprint,
+                    asks: *asks != 0,
+                });
             }
         }
         Err(OpenError::Key)
@@ -218,7 +227,7 @@ mod tests {
         let (networks, way) = (networks(1, &[]), way());
         let own = networks.own().expect("one");
         let frame = networks.seal(own, b"digest", way, NOW, [7; NONCE]).unwrap();
-        let hello = networks.greet(way, NOW, || [8; NONCE]);
+        let hello = networks.greet(way, true, NOW, || [8; NONCE]);
         for other in [
             Way {
                 from: way.to,
@@ -241,7 +250,7 @@ mod tests {
     #[test]
     fn a_greeting_finds_the_token_that_both_hold() {
         let way = way();
-        let greeting = networks(1, &[2]).greet(way, NOW, || [8; NONCE]);
+        let greeting = networks(1, &[2]).greet(way, true, NOW, || [8; NONCE]);
         for (other, shared) in [
             (networks(1, &[]), 1),
             (networks(2, &[]), 2),
@@ -250,7 +259,10 @@ mod tests {
         ] {
             assert_eq!(
                 other.open(&greeting, way, NOW),
-                Ok(Opened::Hello(token(shared).fingerprint()))
+                Ok(Opened::Hello {
+                    network: token(shared).fingerprint(),
+                    asks: true
+                })
             );
         }
         assert_eq!(
