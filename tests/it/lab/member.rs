@@ -26,6 +26,10 @@ pub struct Manner {
     /// How far its clock is ahead, in milliseconds.
     pub skew: i64,
     pub mdns: bool,
+    /// Serves a distributed hash table, and looks for others in it.
+    pub dht: bool,
+    /// Where it enters the table.
+    pub bootstrap: Vec<String>,
     /// How often it renews its heartbeat and sends its ledger; every second if nothing is said.
     pub pace: Option<(Duration, Duration)>,
     /// Its address in the network, if it announces one.
@@ -65,13 +69,18 @@ impl GoMember {
     pub fn start(token: &Path, manner: &Manner, wrapper: &[&str], test: &str) -> Option<Self> {
         let mut words = vec!["member".to_owned(), "--token".to_owned()];
         words.push(token.to_str().expect("text").to_owned());
-        for (name, values) in [("--listen", &manner.listen), ("--peer", &manner.peers)] {
+        for (name, values) in [
+            ("--listen", &manner.listen),
+            ("--peer", &manner.peers),
+            ("--bootstrap", &manner.bootstrap),
+        ] {
             for value in values {
                 words.extend([name.to_owned(), value.clone()]);
             }
         }
         words.push(format!("--skew={}ms", manner.skew));
         words.push(format!("--mdns={}", manner.mdns));
+        words.push(format!("--dht={}", manner.dht));
         if let Some((heartbeat, sync)) = manner.pace {
             words.push(format!("--heartbeat={}s", heartbeat.as_secs()));
             words.push(format!("--sync={}s", sync.as_secs()));

@@ -60,7 +60,10 @@ fn with_a_token_and_one_address_members_are_admitted_and_a_stranger_is_refused()
     hub.until("the Go member is one", |status| knows(status, &go.peer_id));
     let known = Instant::now();
     let answer = go.reserve(&address);
-    assert!(matches!(answer, Answer::Reserved(_)), "{answer:?}");
+    let Answer::Reserved(reserved) = answer else {
+        panic!("{answer:?}")
+    };
+    assert_eq!(reserved.voucher.as_deref(), Some("verified"));
     assert!(known.elapsed() < Duration::from_secs(1));
 
     expect_refused(stranger.reserve(&address));
@@ -99,6 +102,48 @@ fn a_go_member_and_a_node_on_one_link_find_each_other() {
     let id = node.peer_id();
     node.until("and the other way round", |_| {
         go.known().heartbeat(&id).is_some()
+    });
+}
+
+#[test]
+fn nodes_and_go_members_find_each_other_in_a_table_that_a_stranger_serves() {
+    let test = "a distributed hash table with Go members";
+    let Some(lab) = Lab::new(test) else { return };
+    let (network, another) = (Network::new(360), Network::new(360));
+    let manner = |host: &Host| Manner {
+        listen: vec![format!("/ip4/{}/tcp/{PORT}", host.address.expect("public"))],
+        dht: true,
+        ..Manner::default()
+    };
+    let library = lab.public();
+    let token = another.token_file();
+    let Some(stranger) = GoMember::start(&token, &manner(&library), &library.wrapper(), test)
+    else {
+        return;
+    };
+    let entrance = stranger.address();
+
+    let places = [lab.public(), lab.public(), lab.public()];
+    let [one, other] =
+        [&places[0], &places[1]].map(|host| host.node(&network.by_directory(&entrance)));
+    let by_table = Manner {
+        bootstrap: vec![entrance],
+        ..manner(&places[2])
+    };
+    let token = network.token_file();
+    let Some(mut go) = GoMember::start(&token, &by_table, &places[2].wrapper(), test) else {
+        return;
+    };
+    let ids = [one.peer_id(), other.peer_id()];
+    one.until("it knows both", |status| {
+        knows(status, &ids[1]) && knows(status, &go.peer_id)
+    });
+    other.until("it knows both", |status| {
+        knows(status, &ids[0]) && knows(status, &go.peer_id)
+    });
+    one.until("the Go member knows both", |_| {
+        let known = go.known();
+        ids.iter().all(|id| known.heartbeat(id).is_some())
     });
 }
 

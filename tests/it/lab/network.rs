@@ -53,9 +53,23 @@ impl Network {
         self.joined(true)
     }
 
+    /// A member that looks for others in the distributed hash table that it enters by `address`, and nowhere else.
+    pub fn by_directory(&self, address: &str) -> String {
+        format!(
+            "{}[discovery]\nmdns = false\nbootstrap_peers = [\"{address}\"]\ndht_interval = \"10s\"\n",
+            self.token_key()
+        )
+    }
+
     fn joined(&self, mdns: bool) -> String {
-        let token = self.token_file();
-        format!("[network]\ntoken_file = {token:?}\n[discovery]\nmdns = {mdns}\ndht = false\n")
+        format!(
+            "{}[discovery]\nmdns = {mdns}\ndht = false\n",
+            self.token_key()
+        )
+    }
+
+    fn token_key(&self) -> String {
+        format!("[network]\ntoken_file = {:?}\n", self.token_file())
     }
 }
 

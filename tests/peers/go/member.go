@@ -63,7 +63,7 @@ func (w *words) String() string        { return strings.Join(*w, ",") }
 func (w *words) Set(word string) error { *w = append(*w, word); return nil }
 
 func newMember(arguments []string) (*member, error) {
-	var listen, peers words
+	var listen, peers, bootstrap words
 	flags := flag.NewFlagSet("member", flag.ContinueOnError)
 	token := flags.String("token", "", "`file` with the token of the network")
 	seed := flags.Int("seed", 0, "makes the identity; 0 is a new one at each start")
@@ -74,6 +74,8 @@ func newMember(arguments []string) (*member, error) {
 	announce := flags.String("machine", "", "own `address` in the network")
 	withMDNS := flags.Bool("mdns", false, "look for others on the local network")
 	flags.Var(&listen, "listen", "`address` to listen on, may be repeated")
+	withDHT := flags.Bool("dht", false, "serve a distributed hash table, and look for others there")
+	flags.Var(&bootstrap, "bootstrap", "`address` of a peer to enter the distributed hash table by, may be repeated")
 	flags.Var(&peers, "peer", "`address` of a peer to stay connected to, may be repeated")
 	if err := flags.Parse(arguments); err != nil {
 		return nil, err
@@ -87,12 +89,12 @@ func newMember(arguments []string) (*member, error) {
 	if m.network, err = parseToken(strings.TrimSpace(string(text))); err != nil {
 		return nil, err
 	}
-	for _, address := range peers {
-		info, err := peer.AddrInfoFromString(address)
-		if err != nil {
-			return nil, err
-		}
-		m.peers = append(m.peers, *info)
+	if m.peers, err = parsePeers(peers); err != nil {
+		return nil, err
+	}
+	entrances, err := parsePeers(bootstrap)
+	if err != nil {
+		return nil, err
 	}
 	key, err := identity(*seed)
 	if err != nil {
@@ -114,11 +116,30 @@ func newMember(arguments []string) (*member, error) {
 	if err := m.enter(); err != nil {
 		return nil, err
 	}
+	if *withDHT {
+		d, err := newDirectory(m, entrances)
+		if err != nil {
+			return nil, err
+		}
+		go m.every(announcePause, d.pass)
+	}
 	go m.every(poll, m.rotate)
 	go m.every(poll, m.stayConnected)
 	go m.every(*heartbeat, m.renew(*announce))
 	go m.every(*sync, m.publish)
 	return m, nil
+}
+
+func parsePeers(addresses []string) ([]peer.AddrInfo, error) {
+	var all []peer.AddrInfo
+	for _, address := range addresses {
+		info, err := peer.AddrInfoFromString(address)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, *info)
+	}
+	return all, nil
 }
 
 // identity is the same for the same seed, so that tests know who is who.

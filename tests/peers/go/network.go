@@ -48,7 +48,7 @@ func parseToken(token string) (*definition, error) {
 	if err := yaml.Unmarshal(text, &d); err != nil {
 		return nil, fmt.Errorf("the token is not YAML: %w", err)
 	}
-	if d.OTP.Crypto.Interval <= 0 || d.OTP.Crypto.Length > 44 || d.MaxMessageSize <= 0 {
+	if d.OTP.Crypto.Interval <= 0 || d.OTP.DHT.Interval <= 0 || d.OTP.Crypto.Length > 44 || d.MaxMessageSize <= 0 {
 		return nil, fmt.Errorf("the token has no usable interval, length or message size")
 	}
 	return &d, nil
@@ -60,6 +60,18 @@ func (d *definition) window(now time.Time) uint64 {
 
 func (d *definition) topic(now time.Time) string {
 	return md5Hex(totp(d.Room, d.window(now), d.OTP.Crypto.Length))
+}
+
+// rendezvous is the name under which members find each other in a distributed hash table.
+func (d *definition) rendezvous(now time.Time) string {
+	if d.OTP.DHT.Key == "" {
+		return d.Rendezvous
+	}
+	length := d.OTP.DHT.Length
+	if length == 0 {
+		length = 12
+	}
+	return md5Hex(totp(d.OTP.DHT.Key, uint64(now.Unix()/d.OTP.DHT.Interval), length))
 }
 
 // sealKey is the text of the sum, used as the 32 bytes of the key.
