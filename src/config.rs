@@ -47,6 +47,7 @@ pub mod units;
 
 pub use diagnostic::{Code, Diagnostic, Format, Severity};
 pub use document::LARGEST_FILE;
+pub use document::conceal::{with_token_of, without_secrets};
 pub use list::MOST_LINES;
 pub use names::LONGEST_TOKEN;
 pub use resolve::{Draft, parse};

@@ -22,7 +22,7 @@ pub mod watcher;
 
 use crate::{
     api::{Order, Request},
-    config::{Config, Diagnostic},
+    config::{self, Config, Diagnostic},
     id::Generation,
     node::Node,
     plan::{Acknowledgement, Outcome, Settled, Trigger},
@@ -85,6 +85,19 @@ struct Applied {
     fingerprint: Fingerprint,
     at: SystemTime,
     by: Trigger,
+}
+
+impl Applied {
+    /// The file as it may be kept: a token that stands in it is told by its fingerprint.
+    fn without_secrets(&self) -> Arc<Content> {
+        let network = self.config.network.as_ref();
+        let fingerprint = network.map(|network| network.token.fingerprint().to_string());
+        let text = String::from_utf8_lossy(&self.file.bytes);
+        match config::without_secrets(&text, &fingerprint.unwrap_or_default()) {
+            Some(kept) => Arc::new(Content::from(kept.into_bytes())),
+            None => self.file.clone(),
+        }
+    }
 }
 
 /// Two readings that agree, and what they say.
@@ -417,6 +430,7 @@ impl Engine {
             by: self.applied.by,
             ..candidate
         };
+        self.watcher.follow(self.watched());
         if other_text {
             self.keep();
         }
@@ -464,7 +478,7 @@ impl Engine {
     fn keep(&self) {
         let record = Record {
             generation: self.generation(),
-            file: self.applied.file.clone(),
+            file: self.applied.without_secrets(),
             lists: self.applied.lists.clone().into_iter().collect(),
         };
         self.keeper.keep(record, self.applied.config.reload.history);

@@ -17,7 +17,7 @@ use super::{
     literal::nearest,
 };
 
-mod conceal;
+pub mod conceal;
 
 /// A file larger than this is refused: 8 MiB, which a list file can hold instead.
 pub const LARGEST_FILE: usize = 8 << 20;

@@ -128,7 +128,7 @@ impl Sight {
             secrets: self
                 .secrets
                 .iter()
-                .map(|(path, content)| (path.clone(), usable(path, content)))
+                .map(|(path, content)| (path.clone(), known(path, content)))
                 .collect(),
         }
     }
@@ -178,7 +178,7 @@ pub struct Fingerprint {
     /// `None`: not readable.
     pub file: Option<Hash>,
     pub lists: BTreeMap<PathBuf, Option<Hash>>,
-    /// Token files. `None`: not to be used, so that one whose permissions are corrected is something new.
+    /// Token files. One that is not kept from others goes by its permissions: correcting them is something new.
     pub secrets: BTreeMap<PathBuf, Option<Hash>>,
 }
 
@@ -248,12 +248,12 @@ fn secrets(draft: &config::Draft) -> BTreeMap<PathBuf, Result<Secret, SecretFaul
         .collect()
 }
 
-fn usable(path: &Path, content: &Result<Secret, SecretFault>) -> Option<Hash> {
+fn known(path: &Path, content: &Result<Secret, SecretFault>) -> Option<Hash> {
     let secret = content.as_ref().ok()?;
-    secret
-        .exposure(path)
-        .is_none()
-        .then(|| Hash::of(&secret.bytes))
+    Some(match secret.exposure(path) {
+        None => Hash::of(&secret.bytes),
+        Some(fault) => Hash::of(fault.reason.as_bytes()),
+    })
 }
 
 /// The absolute form of a path, its links not followed.

@@ -10,7 +10,7 @@ use super::{
     watcher::{Settings, Watcher},
 };
 use crate::{
-    config::{Checked, Config, Diagnostic},
+    config::{self, Checked, Config, Diagnostic},
     net::{ListenError, identity::KeyFileError},
     node::{self, Node},
     plan::{Acknowledgement, Outcome, Plan, Trigger},
@@ -198,17 +198,32 @@ fn last_known_good(subject: &Subject, broken: &Sight) -> Option<Applied> {
             ),
             ..subject.clone()
         };
-        let sight = Sight::kept(&subject, record.file.clone(), &record.lists);
+        let file = with_its_token(&record.file, broken);
+        let sight = Sight::kept(&subject, file.clone(), &record.lists);
         let config = sight.check(&subject, &BTreeMap::new()).config?;
         Some(Applied {
             config: Arc::new(config),
             fingerprint: sight.fingerprint(),
-            file: record.file,
+            file,
             lists: record.lists.into_iter().collect(),
             at: account::now(),
             by: Trigger::Start,
         })
     })
+}
+
+/// A kept file whose own token was left out, with the one of the broken file. If that is another one, the file of then does
+/// not come back in another network.
+fn with_its_token(kept: &Arc<Content>, broken: &Sight) -> Arc<Content> {
+    let Ok(broken) = &broken.file else {
+        return kept.clone();
+    };
+    let [text, other] = [&kept.bytes, &broken.bytes].map(|bytes| String::from_utf8_lossy(bytes));
+    let whole = config::with_token_of(&text, &other);
+    whole.map_or_else(
+        || kept.clone(),
+        |whole| Arc::new(Content::from(whole.into_bytes())),
+    )
 }
 
 /// Where the broken file says the state is, as far as it can be understood, and else where it is without it.

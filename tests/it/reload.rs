@@ -8,6 +8,7 @@ mod lists;
 mod rejected;
 mod signals;
 mod start;
+mod tokens;
 mod validate;
 
 use crate::support::{

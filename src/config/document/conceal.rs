@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::config::secret::TOKEN_START;
+use crate::{config::secret::TOKEN_START, wire::Token};
 
 /// Where secrets stand in a text, which may be no TOML at all.
 pub fn secrets(text: &str) -> Vec<Range<usize>> {
@@ -16,6 +16,59 @@ pub fn secrets(text: &str) -> Vec<Range<usize>> {
         at..at + length
     });
     named.chain(alike).collect()
+}
+
+/// The text of a file with its tokens replaced by a name for the own one, to be kept where secrets do not belong. `None`: there
+/// is none in it.
+pub fn without_secrets(text: &str, fingerprint: &str) -> Option<String> {
+    let secrets = in_order(secrets(text));
+    if secrets.is_empty() {
+        return None;
+    }
+    let mut kept = String::with_capacity(text.len());
+    let mut from = 0;
+    for secret in secrets {
+        kept.push_str(text.get(from..secret.start)?);
+        kept.push_str(STANDS_FOR);
+        kept.push_str(fingerprint);
+        from = secret.end;
+    }
+    kept.push_str(text.get(from..)?);
+    Some(kept)
+}
+
+/// A text that [`without_secrets`] made, with its token back in place, if another file has that one. `None`: no token was
+/// left out, or the other file has none or another one.
+pub fn with_token_of(kept: &str, other: &str) -> Option<String> {
+    let (before, after) = kept.split_once(STANDS_FOR)?;
+    let end = after.bytes().take_while(u8::is_ascii_hexdigit).count();
+    let (fingerprint, after) = after.split_at_checked(end)?;
+    let is_it = |token: &&str| {
+        let plain = token.bytes().all(is_base64);
+        plain
+            && Token::parse(token.as_bytes())
+                .is_ok_and(|token| token.fingerprint().to_string() == fingerprint)
+    };
+    let mut tokens = secrets(other).into_iter().filter_map(|at| other.get(at));
+    let token = tokens.find(is_it)?;
+    Some(format!("{before}{token}{after}"))
+}
+
+/// Before the fingerprint of a token that was left out.
+const STANDS_FOR: &str = "fingerprint:";
+
+/// What overlaps, as one; from the start of the text on.
+fn in_order(mut secrets: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    secrets.retain(|secret| !secret.is_empty());
+    secrets.sort_by_key(|secret| secret.start);
+    let mut apart: Vec<Range<usize>> = Vec::new();
+    for secret in secrets {
+        match apart.last_mut() {
+            Some(last) if secret.start <= last.end => last.end = last.end.max(secret.end),
+            Some(_) | None => apart.push(secret),
+        }
+    }
+    apart
 }
 
 /// A part of the text with stars for what is secret in it; every byte stays in its place.
@@ -94,6 +147,23 @@ mod tests {
     #[test]
     fn what_looks_like_a_token_is_starred_under_any_key() {
         assert_eq!(shown("tokn = \"b3RwOgogIGRo\""), "tokn = \"************\"");
+    }
+
+    #[test]
+    fn a_file_is_kept_without_its_token_and_gets_it_back_from_another() {
+        let random = |bytes: &mut [u8]| bytes.fill(7);
+        let token = Token::generate(360, random);
+        let (text, name) = (token.to_base64(), token.fingerprint());
+        let whole = format!("[network]\ntoken = \"{text}\" # ours\nx = 1\n");
+        let kept = without_secrets(&whole, &name.to_string()).expect("a token");
+        let named = format!("[network]\ntoken = \"fingerprint:{name}\" # ours\nx = 1\n");
+        assert_eq!(kept, named);
+        let broken = format!("[network\ntoken = \"{text}\"\n");
+        assert_eq!(with_token_of(&kept, &broken), Some(whole));
+        assert_eq!(with_token_of(&kept, "version = 1"), None);
+        let other = Token::generate(60, random).to_base64();
+        assert_eq!(with_token_of(&kept, &broken.replace(&text, &other)), None);
+        assert_eq!(without_secrets("version = 1", "1a2b3c4d"), None);
     }
 
     #[test]
