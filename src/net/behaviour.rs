@@ -46,6 +46,7 @@ impl Behaviour {
         relay_client: relay::client::Behaviour,
         live: watch::Receiver<Arc<Snapshot>>,
         membership: watch::Receiver<Arc<Membership>>,
+        on_links: gate::dials::OnLinks,
     ) -> Self {
         let local = keypair.public().to_peer_id();
         let identify =
@@ -63,7 +64,7 @@ impl Behaviour {
             ping: ping::Behaviour::default(),
             relay: super::relay::Behaviour::new(keypair.clone(), live.clone(), membership.clone()),
             relay_client,
-            peers: peers::Behaviour::new(local, live.clone(), membership),
+            peers: peers::Behaviour::new(local, live.clone(), membership, on_links),
             streams: streams::Behaviour::new(),
             mdns: mdns::Behaviour::new(local, live.clone()),
             gossip: gossip::Behaviour::new(keypair.clone(), live.clone()),

@@ -467,11 +467,6 @@ impl Terms {
             .map(|peer| (peer.id, peer.addresses.clone()))
             .collect();
         let private = !config.discovery.bootstrap_peers.is_empty();
-        let mut scopes = BTreeSet::from([Scope::Public]);
-        if private {
-            scopes.extend(bootstrap.values().flatten().filter_map(scope::of));
-            scopes.remove(&Scope::Nowhere);
-        }
         let interval = config.discovery.dht_interval;
         let share = rand::rng().random_range(0.0..=1.0);
         Some(Self {
@@ -480,7 +475,7 @@ impl Terms {
             interval,
             bootstrap,
             private,
-            scopes,
+            scopes: scopes(config),
         })
     }
 
@@ -704,6 +699,18 @@ pub fn bootstrap_peers(config: &Config) -> Cow<'_, [Peer]> {
     } else {
         Cow::Borrowed(&discovery.bootstrap_peers)
     }
+}
+
+/// Where strangers may send this node: everywhere in public, and where the entrances are that the operator has named.
+pub fn scopes(config: &Config) -> BTreeSet<Scope> {
+    let mut scopes = BTreeSet::from([Scope::Public]);
+    let discovery = &config.discovery;
+    if config.network.is_some() && discovery.dht {
+        let named = discovery.bootstrap_peers.iter();
+        scopes.extend(named.flat_map(|peer| &peer.addresses).filter_map(scope::of));
+        scopes.remove(&Scope::Nowhere);
+    }
+    scopes
 }
 
 fn public() -> Vec<Peer> {

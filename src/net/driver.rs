@@ -23,6 +23,7 @@ use super::{
     boxed::Boxed,
     discovery::Dht,
     exchange::{self, Exchange},
+    gate::dials::{Dials, OnLinks},
     heard::{Ears, Heard},
     peers::Found,
     reach::{self as reaching, Reach},
@@ -142,12 +143,15 @@ pub fn start(
     live: watch::Receiver<Arc<Snapshot>>,
     membership: watch::Receiver<Arc<Membership>>,
 ) -> Result<(Handle, mpsc::Receiver<Heard>), StartError> {
-    let (connections, relay_client) = transport::build(keypair, &live)?;
+    let on_links = OnLinks::default();
+    let dials = Dials::new(live.clone(), membership.clone(), on_links.clone());
+    let (connections, relay_client) = transport::build(keypair, &live, dials)?;
     let behaviour = Boxed(Behaviour::new(
         keypair,
         relay_client,
         live.clone(),
         membership.clone(),
+        on_links,
     ));
     let streams = behaviour.streams.control();
     let gossip = behaviour.gossip.control();

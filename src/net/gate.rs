@@ -1,4 +1,5 @@
-//! Who may be connected at all: `transport.block` and `limits.memory`, as the file has them now.
+//! Who may be connected at all: `transport.block` and `limits.memory`, as the file has them now; and [`dials`], where this
+//! node lets itself be sent.
 //!
 //! The counts of `[limits]` are `libp2p::connection_limits`, which follows the file in the driver. Access to the relay
 //! is not decided here: that is `acl`, and a peer refused there stays connected.
@@ -30,6 +31,7 @@ use tokio::sync::watch;
 use super::{Changes, changes, ip_of};
 use crate::config::{Block, Snapshot};
 
+pub mod dials;
 pub mod scope;
 
 /// Reading the resident size costs about ten microseconds, so a flood of connections reads it this seldom.

@@ -28,7 +28,7 @@ use libp2p::{
 use rand::Rng;
 use tokio::sync::watch;
 
-use super::{Changes, changes};
+use super::{Changes, changes, gate::dials::OnLinks};
 use crate::{
     acl::Membership,
     config::{Config, Peer, Snapshot},
@@ -60,6 +60,8 @@ pub struct Behaviour {
     membership: watch::Receiver<Arc<Membership>>,
     membership_changes: BoxStream<'static, ()>,
     book: Book,
+    /// What the gate of all dials knows of the book.
+    on_links: OnLinks,
     /// The book has changed since the last choice; not before this.
     choice_due: Option<Instant>,
     chosen_at: Option<Instant>,
@@ -96,9 +98,11 @@ impl Behaviour {
         local: PeerId,
         live: watch::Receiver<Arc<Snapshot>>,
         membership: watch::Receiver<Arc<Membership>>,
+        on_links: OnLinks,
     ) -> Self {
         Self {
             local,
+            on_links,
             changes: changes(live.clone()),
             live,
             membership_changes: changes(membership.clone()),
@@ -117,6 +121,7 @@ impl Behaviour {
     /// A peer was found, or says something new about itself.
     pub fn learn(&mut self, source: Source, peer: PeerId, addresses: Vec<Multiaddr>) {
         if self.book.learn(source, peer, addresses) {
+            self.tell_the_gate(source);
             self.try_at(&peer, Instant::now());
             self.choose_soon();
         }
@@ -124,7 +129,14 @@ impl Behaviour {
 
     pub fn forget(&mut self, source: Source, peer: &PeerId) {
         self.book.forget(source, peer);
+        self.tell_the_gate(source);
         self.choose_soon();
+    }
+
+    fn tell_the_gate(&self, source: Source) {
+        if source == Source::Mdns {
+            self.on_links.store(Arc::new(self.book.said_by(source)));
+        }
     }
 
     pub fn report(&self) -> Found {

@@ -25,7 +25,7 @@ use libp2p::{
 };
 use tokio::sync::watch;
 
-use super::ip_of;
+use super::{gate::dials::Dials, ip_of};
 use crate::config::Snapshot;
 
 /// An inbound connection must be authenticated within this. The same ten seconds as most libp2p nodes, so that neither
@@ -46,6 +46,7 @@ pub type Connections = Boxed<(PeerId, StreamMuxerBox)>;
 pub fn build(
     keypair: &Keypair,
     live: &watch::Receiver<Arc<Snapshot>>,
+    dials: Dials,
 ) -> Result<(Connections, relay::client::Behaviour), noise::Error> {
     let (circuits, relay_client) = relay::client::new(keypair.public().to_peer_id());
     let circuits = circuits
@@ -86,7 +87,11 @@ pub fn build(
         .or_transport(resolved)
         .map(|either, _| either.into_inner())
         .boxed();
-    let bounded = TransportTimeout::with_ingoing_timeout(Governed::new(all, live), INBOUND_TIMEOUT);
+    let governed = Governed {
+        dials: Some(dials),
+        ..Governed::new(all, live)
+    };
+    let bounded = TransportTimeout::with_ingoing_timeout(governed, INBOUND_TIMEOUT);
     Ok((bounded.boxed(), relay_client))
 }
 
@@ -114,6 +119,8 @@ fn resolve<T: Send + Unpin + 'static>(inner: Boxed<T>) -> Boxed<T> {
 struct Governed<T> {
     inner: T,
     live: watch::Receiver<Arc<Snapshot>>,
+    /// Asked once, above the resolver: below it nobody knows who has named the address.
+    dials: Option<Dials>,
 }
 
 impl<T> Governed<T> {
@@ -121,6 +128,7 @@ impl<T> Governed<T> {
         Self {
             inner,
             live: live.clone(),
+            dials: None,
         }
     }
 }
@@ -164,6 +172,17 @@ where
         };
         if blocked {
             let cause = format!("{address} is in `transport.block`");
+            return Err(TransportError::Other(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                cause,
+            )));
+        }
+        if self
+            .dials
+            .as_ref()
+            .is_some_and(|dials| !dials.permit(&address))
+        {
+            let cause = format!("{address} is not public, and nobody has named it who may");
             return Err(TransportError::Other(io::Error::new(
                 io::ErrorKind::PermissionDenied,
                 cause,

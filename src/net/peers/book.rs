@@ -260,6 +260,17 @@ impl Book {
             .map(|(peer, _)| peer)
     }
 
+    /// What `source` has said, peer by peer.
+    pub fn said_by(&self, source: Source) -> BTreeMap<PeerId, BTreeSet<Multiaddr>> {
+        self.known
+            .iter()
+            .filter_map(|(peer, known)| {
+                let addresses = known.by_source.get(&source)?;
+                Some((*peer, addresses.iter().cloned().collect()))
+            })
+            .collect()
+    }
+
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         for source in self.known.values().flat_map(|known| known.by_source.keys()) {
@@ -275,5 +286,140 @@ impl Book {
             *count = count.saturating_add(1);
         }
         counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::UnixTime;
+
+    fn address(text: &str) -> Multiaddr {
+        text.parse().expect("an address")
+    }
+
+    fn book_with_members(members: &[PeerId]) -> Book {
+        let mut book = Book::new(PeerId::random());
+        let members = members.iter().map(|peer| (*peer, UnixTime::default()));
+        book.set_membership(Arc::new(Membership {
+            members: members.collect(),
+            ..Membership::default()
+        }));
+        book
+    }
+
+    fn peers(number: usize) -> Vec<PeerId> {
+        (0..number).map(|_| PeerId::random()).collect()
+    }
+
+    #[test]
+    fn of_a_large_network_a_node_keeps_some_members_and_always_the_same() {
+        let members = peers(500);
+        let mut book = book_with_members(&members);
+        for peer in &members {
+            book.learn(Source::Ledger, *peer, vec![address("/ip4/192.0.2.1/tcp/1")]);
+        }
+        let chosen = book.chosen();
+        assert_eq!(chosen.len(), MEMBERS_KEPT);
+        book.learn(
+            Source::Ledger,
+            members[0],
+            vec![address("/ip4/192.0.2.2/tcp/1")],
+        );
+        assert_eq!(book.chosen(), chosen);
+    }
+
+    #[test]
+    fn in_a_small_network_everybody_is_kept() {
+        let members = peers(MEMBERS_KEPT);
+        let mut book = book_with_members(&members);
+        for peer in &members {
+            book.learn(Source::Ledger, *peer, vec![address("/ip4/192.0.2.1/tcp/1")]);
+        }
+        assert_eq!(book.chosen(), members.into_iter().collect());
+    }
+
+    #[test]
+    fn who_is_found_and_nobody_vouches_for_takes_no_place_of_a_member() {
+        let members = peers(MEMBERS_KEPT);
+        let mut book = book_with_members(&members);
+        for peer in peers(1000) {
+            book.learn(Source::Mdns, peer, vec![address("/ip4/10.0.0.1/tcp/1")]);
+        }
+        for peer in &members {
+            book.learn(Source::Ledger, *peer, vec![address("/ip4/192.0.2.1/tcp/1")]);
+        }
+        let chosen = book.chosen();
+        assert!(members.iter().all(|peer| chosen.contains(peer)));
+        assert_eq!(chosen.len(), MEMBERS_KEPT + UNPROVEN_KEPT);
+    }
+
+    #[test]
+    fn who_never_answers_makes_room_for_who_was_not_tried() {
+        let mut book = book_with_members(&[]);
+        for peer in peers(UNPROVEN_KEPT) {
+            book.learn(Source::Mdns, peer, vec![address("/ip4/10.0.0.1/tcp/1")]);
+            book.failed(&peer);
+            book.failed(&peer);
+        }
+        let answers = PeerId::random();
+        book.learn(Source::Mdns, answers, vec![address("/ip4/10.0.0.2/tcp/1")]);
+        assert!(book.chosen().contains(&answers));
+    }
+
+    #[test]
+    fn who_the_file_names_is_kept_whoever_else_is_there() {
+        let mut book = book_with_members(&[]);
+        let named = PeerId::random();
+        for peer in peers(MOST_KNOWN) {
+            book.learn(Source::Dht, peer, vec![address("/ip4/192.0.2.1/tcp/1")]);
+        }
+        assert_eq!(book.known.len(), MOST_KNOWN);
+        let file = BTreeMap::from([(named, vec![address("/ip4/10.0.0.1/tcp/1")])]);
+        assert_eq!(book.set(Source::File, file.clone()), [named]);
+        assert!(book.chosen().contains(&named));
+        assert_eq!(book.set(Source::File, file), []);
+        book.set(Source::File, BTreeMap::new());
+        assert!(!book.chosen().contains(&named));
+    }
+
+    #[test]
+    fn what_a_stranger_says_of_itself_counts_where_anybody_may_send_us() {
+        let (stranger, member) = (PeerId::random(), PeerId::random());
+        let mut book = book_with_members(&[member]);
+        let (inner, public) = (
+            address("/ip4/10.0.0.1/tcp/1"),
+            address("/ip4/192.0.2.1/tcp/1"),
+        );
+        for peer in [stranger, member] {
+            book.learn(Source::Identify, peer, vec![inner.clone(), public.clone()]);
+        }
+        assert_eq!(book.addresses(&stranger), [public.clone()]);
+        assert_eq!(book.addresses(&member), [inner, public]);
+        book.disconnected(&stranger);
+        book.disconnected(&member);
+        assert_eq!(book.addresses(&stranger), Vec::<Multiaddr>::new());
+        assert_eq!(book.addresses(&member).len(), 2);
+    }
+
+    #[test]
+    fn a_peer_of_the_dht_that_never_answers_is_forgotten() {
+        let mut book = book_with_members(&[]);
+        let (dead, on_link) = (PeerId::random(), PeerId::random());
+        book.learn(Source::Dht, dead, vec![address("/ip4/192.0.2.1/tcp/1")]);
+        book.learn(Source::Mdns, on_link, vec![address("/ip4/10.0.0.1/tcp/1")]);
+        for _ in 0..DHT_PATIENCE {
+            book.failed(&dead);
+            book.failed(&on_link);
+        }
+        assert_eq!(book.chosen(), BTreeSet::from([on_link]));
+    }
+
+    #[test]
+    fn a_node_never_keeps_itself() {
+        let local = PeerId::random();
+        let mut book = Book::new(local);
+        assert!(!book.learn(Source::File, local, vec![address("/ip4/192.0.2.1/tcp/1")]));
+        assert_eq!(book.chosen(), BTreeSet::new());
     }
 }
