@@ -76,7 +76,8 @@ impl BlockError {
 }
 
 impl Block {
-    /// Reads a block. One entry that the reference could not read makes it refuse the whole block, here too.
+    /// Reads a block. One entry that the reference could not read makes it refuse the whole block, here too. Only halves of
+    /// surrogate pairs and bytes that are no UTF-8 are refused where Go puts a replacement character: no encoder writes them.
     pub fn from_json(bytes: &[u8], bounds: &Bounds) -> Result<Block, BlockError> {
         let reader = Reader {
             bounds,

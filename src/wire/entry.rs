@@ -3,7 +3,7 @@
 
 use super::Entry;
 use crate::id::{PeerId, parse_peer_id};
-use libp2p::identity::{KeyType, Keypair, PublicKey, SigningError};
+use libp2p::identity::{KeyType, Keypair, PublicKey};
 
 impl Entry {
     /// The bytes under the signature: bucket, key and owner with their lengths, version, time, tombstone, value with its length.
@@ -26,10 +26,22 @@ impl Entry {
         bytes
     }
 
-    /// Makes `keypair` the owner and signs the entry as it stands. Fails only for kinds of keys that cannot own entries.
-    pub fn sign(&mut self, bucket: &str, key: &str, keypair: &Keypair) -> Result<(), SigningError> {
-        self.owner = keypair.public().to_peer_id().to_base58();
-        self.signature = keypair.sign(&self.canonical(bucket, key))?;
+    /// Makes `keypair` the owner and signs the entry as it stands. Kinds of keys whose ids do not hold them own nothing: who
+    /// reads the entry could not check it.
+    pub fn sign(
+        &mut self,
+        bucket: &str,
+        key: &str,
+        keypair: &Keypair,
+    ) -> Result<(), SignatureError> {
+        let owner = keypair.public().to_peer_id();
+        if embedded_key(&owner).is_none() {
+            return Err(SignatureError::NoKey);
+        }
+        self.owner = owner.to_base58();
+        self.signature = keypair
+            .sign(&self.canonical(bucket, key))
+            .map_err(|_| SignatureError::NoKey)?;
         Ok(())
     }
 
