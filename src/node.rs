@@ -289,6 +289,12 @@ impl Node {
                 change.effect = effect::in_words(&impact);
             }
         }
+        let membership = self.net.membership();
+        for change in &mut plan.changes {
+            if let Some(effect) = effect::on_members(&change.key, &applied, new, &membership) {
+                change.effect = Some(effect);
+            }
+        }
     }
 
     /// Peers connected at this moment.

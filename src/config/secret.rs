@@ -106,7 +106,7 @@ pub fn find(
     let mut own = None;
     if let [way] = ways.as_slice() {
         let token = search.own(*way);
-        found.extend(token.as_ref().err().cloned());
+        found.extend(token.as_ref().err().map(|error| (**error).clone()));
         own = token.ok();
         found.extend(search.inline(*way, &origins.of(way.key())));
     }
@@ -122,7 +122,7 @@ pub fn find(
                     accepted.push(Arc::new(token));
                 }
             }
-            Err(diagnostic) => found.push(diagnostic),
+            Err(diagnostic) => found.push(*diagnostic),
         }
     }
     let secrets = Secrets {
@@ -159,7 +159,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn own(&self, way: Way) -> Result<Arc<Token>, Diagnostic> {
+    fn own(&self, way: Way) -> Result<Arc<Token>, Box<Diagnostic>> {
         let network = &self.view.file.network;
         let written = way.written(network);
         let token = match (way, place(way, network, self.surroundings)) {
@@ -171,7 +171,7 @@ impl Search<'_> {
                     .help(format!(
                         "add LoadCredential={written}:PATH to the unit of the node, or name the token by `network.token_file`"
                     ));
-                return Err(diagnostic);
+                return Err(diagnostic.into());
             }
             (Way::Variable, _) => {
                 let value = self.surroundings.env.get(written);
@@ -188,7 +188,7 @@ impl Search<'_> {
         Ok(Arc::new(token))
     }
 
-    fn file(&self, key: &str, path: &Path) -> Result<Token, Diagnostic> {
+    fn file(&self, key: &str, path: &Path) -> Result<Token, Box<Diagnostic>> {
         if path.to_string_lossy().contains(TOKEN_START) {
             let diagnostic = Diagnostic::new(
                 Code::SecretUnreadable,
@@ -196,7 +196,10 @@ impl Search<'_> {
             )
             .key(key)
             .help("write the token into a file of its own (mode 0600) and name that file here");
-            return Err(self.view.mark(diagnostic, key, "a token, not a path"));
+            return Err(self
+                .view
+                .mark(diagnostic, key, "a token, not a path")
+                .into());
         }
         let found = self.files.iter().find(|file| file.path == path);
         let secret = match found.map(|file| &file.content) {
@@ -205,21 +208,23 @@ impl Search<'_> {
                 return Err(self
                     .unreadable(key, "cannot be read")
                     .note(fault.reason.clone())
-                    .help(fault.help.clone()));
+                    .help(fault.help.clone())
+                    .into());
             }
             None => {
                 return Err(self
                     .unreadable(key, "was not read")
-                    .help("correct the path: it starts at the directory of this file"));
+                    .help("correct the path: it starts at the directory of this file")
+                    .into());
             }
         };
         if let Some(fault) = secret.exposure(path) {
-            return Err(self.exposed(key, fault));
+            return Err(self.exposed(key, fault).into());
         }
         self.parse(key, &secret.bytes)
     }
 
-    fn parse(&self, key: &str, bytes: &[u8]) -> Result<Token, Diagnostic> {
+    fn parse(&self, key: &str, bytes: &[u8]) -> Result<Token, Box<Diagnostic>> {
         Token::parse(bytes).map_err(|error| {
             if let Some(variable) = self.filled.get(key) {
                 return Diagnostic::new(Code::EnvironmentValue, format!("{variable} is no token"))
@@ -227,7 +232,8 @@ impl Search<'_> {
                     .note(error.to_string())
                     .help(format!(
                         "correct or unset {variable}, or set `network.token_file`, which wins"
-                    ));
+                    ))
+                    .into();
             }
             let diagnostic = Diagnostic::new(Code::NotAToken, format!("`{key}` leads to no token"))
                 .key(key)
@@ -236,7 +242,7 @@ impl Search<'_> {
                 .help(
                     "copy the token again, whole; `edgevpn token inspect` says whether it is one",
                 );
-            self.view.mark(diagnostic, key, "no token")
+            self.view.mark(diagnostic, key, "no token").into()
         })
     }
 

@@ -1,6 +1,7 @@
 //! What a change does to those who use the relay now, in the words of `plan`.
 
 use crate::{
+    acl::{Membership, Window},
     config::Config,
     plan::{Change, Plan},
     relay::admission::Impact,
@@ -35,6 +36,38 @@ impl Section {
             Section::Relay => config.relay = new.relay.clone(),
         }
         config
+    }
+}
+
+/// What a change of this key does to who is a member. `None` if that stays as it is.
+pub fn on_members(key: &str, applied: &Config, new: &Config, known: &Membership) -> Option<String> {
+    match key {
+        "network.token" => Some(match (&applied.network, &new.network) {
+            (None, Some(_)) => "joins a network: nobody is a member yet".to_owned(),
+            (Some(_), None) => format!("leaves its network: {}", left_behind(known)),
+            (Some(_), Some(_)) => format!(
+                "leaves one network and joins the other: {}",
+                left_behind(known)
+            ),
+            (None, None) => return None,
+        }),
+        "acl.bootstrap" if known.window == Window::Open && new.access.bootstrap.is_zero() => {
+            Some("the window closes: guests lose their reservations within 2 s".to_owned())
+        }
+        "acl.bootstrap" if known.window == Window::Closed => {
+            Some("the window is closed and stays so".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn left_behind(known: &Membership) -> String {
+    match known.members.len() {
+        0 => "no member is known".to_owned(),
+        1 => "1 member is no longer one, and keeps what it holds until it renews it".to_owned(),
+        many => {
+            format!("{many} members are no longer any, and keep what they hold until they renew it")
+        }
     }
 }
 
@@ -90,6 +123,7 @@ fn plural(does: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::{PeerId, UnixTime};
 
     #[test]
     fn an_effect_reads_as_a_sentence() {
@@ -103,6 +137,32 @@ mod tests {
         assert_eq!(
             words,
             "1 reservation ends within 2 s, 2 circuits are cut within 2 s, 41 circuits drain"
+        );
+    }
+
+    #[test]
+    fn a_change_of_network_tells_whom_it_leaves_behind() {
+        let text = |token: &str| format!("version = 1\nnetwork.token = \"{token}\"");
+        let token = crate::wire::Token::generate(360, |bytes: &mut [u8]| bytes.fill(7));
+        let member = Config::from_toml(&text(&token.to_base64())).expect("valid");
+        let mut known = Membership::default();
+        let told = |old: &Config, new: &Config, known: &Membership| {
+            on_members("network.token", old, new, known)
+        };
+        let joins = told(&Config::empty(), &member, &known);
+        assert_eq!(
+            joins.as_deref(),
+            Some("joins a network: nobody is a member yet")
+        );
+        known
+            .members
+            .insert(PeerId::random(), UnixTime::from_secs(1));
+        let leaves = told(&member, &Config::empty(), &known);
+        assert_eq!(
+            leaves.as_deref(),
+            Some(
+                "leaves its network: 1 member is no longer one, and keeps what it holds until it renews it"
+            )
         );
     }
 
