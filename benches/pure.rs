@@ -16,8 +16,11 @@ use std::{
 };
 
 use edgevpn::{
-    acl::{Acl, Action, Audience, Entries, Entry, Mode, Operation, Rules, Standing, Subject},
-    id::{Generation, Origin, PeerId},
+    acl::{
+        Acl, Action, Audience, Entries, Entry, Membership, Mode, Operation, Rules, Standing,
+        Subject,
+    },
+    id::{Generation, Origin, PeerId, UnixTime},
     relay::{
         Admission, ConnectionKey, Limit, OnShrink, Rate, Resources, Settings, admission::Policy,
     },
@@ -33,6 +36,10 @@ const MAX_MEMORY: u64 = 200 << 20;
 
 /// Issue text: each operation of admission, with up to a million reservations.
 const MAX_OPERATION: Duration = Duration::from_micros(2);
+
+/// Issue text: with 10,000 members and 1,000 changes a second, a decision, and a change until it is in force.
+const MAX_MEMBER: Duration = Duration::from_micros(1);
+const MAX_MEMBERSHIP: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
     let mut verdict = Verdict::default();
@@ -58,6 +65,8 @@ fn main() -> ExitCode {
     for count in [1_000, 10_000, 100_000, MILLION] {
         admission(count, &mut verdict);
     }
+    println!("\nmembers");
+    members(10_000, &mut verdict);
     if verdict.missed == 0 {
         println!("\nall targets are met");
         ExitCode::SUCCESS
@@ -186,6 +195,60 @@ fn admission(count: u32, verdict: &mut Verdict) {
         verdict.blocks(what, blocks, MAX_OPERATION);
     }
     verdict.memory("resident", memory, None);
+}
+
+/// So many members, all with a reservation, of which a thousand come, go silent or leave, each told by itself.
+fn members(count: u32, verdict: &mut Verdict) {
+    const CHANGES: u32 = BLOCK;
+    let rules = Rules {
+        reserve: Audience::Members,
+        connect: Audience::Members,
+        reserve_origin: Origin::Default,
+        connect_origin: Origin::Default,
+        bootstrap_origin: Origin::Default,
+        mode: Mode::Enforce,
+        entries: entries(1_000, Mix::All),
+        tests: Vec::new(),
+    };
+    let policy = Policy {
+        acl: Arc::new(Acl::compile(rules)),
+        ..policy()
+    };
+    // Past the peers that the entries name.
+    let peers: Vec<PeerId> = (MILLION..MILLION + count).map(peer).collect();
+    let beat = UnixTime::from_secs(1);
+    let mut known = Membership {
+        members: peers.iter().map(|peer| (*peer, beat)).collect(),
+        ..Membership::default()
+    };
+    let mut admission = Admission::new(policy.clone());
+    let now = Instant::now();
+    admission.set_membership(Arc::new(known.clone()), now);
+    for (number, peer) in (0..).zip(&peers) {
+        let key = ConnectionKey(number);
+        admission.connected(*peer, key, Some(Ipv4Addr::from_bits(number as u32).into()));
+        admission.reserve(*peer, key, now).expect("a member");
+    }
+    println!("  {count} members with a reservation each");
+    let decided = Blocks::time(&peers, |peer| {
+        let standing = known.standing(peer);
+        black_box(policy.acl.decide(Operation::Reserve, peer, None, standing));
+    });
+    verdict.blocks("decide, a member", decided, MAX_MEMBER);
+    let changes: Vec<u32> = (0..CHANGES).collect();
+    let applied = Blocks::time(&changes, |at| {
+        let peer = peers[shuffle(u64::from(*at)) as usize % peers.len()];
+        match at % 3 {
+            0 => drop(known.members.insert(peer, beat)),
+            1 => drop(known.members.remove(&peer)),
+            _ => {
+                known.members.remove(&peer);
+                known.withdrawn.insert(peer);
+            }
+        }
+        black_box(admission.set_membership(Arc::new(known.clone()), now));
+    });
+    verdict.blocks("copy, publish and adopt a change", applied, MAX_MEMBERSHIP);
 }
 
 struct Crowd {

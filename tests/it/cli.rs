@@ -48,6 +48,72 @@ and 55 more peers
 }
 
 #[tokio::test]
+async fn a_code_and_a_key_are_explained_without_a_node() {
+    let home = TempDir::new().unwrap();
+    let shown = edgevpn(&["explain", "ev0302"], home.path()).await;
+    assert_eq!(shown.code, 0);
+    assert!(
+        shown
+            .out
+            .starts_with("EV0302  error: a token is not kept from others\n\n")
+    );
+    let shown = edgevpn(&["explain", "max_duration"], home.path()).await;
+    assert_eq!(shown.code, 0);
+    let expected = [
+        "relay.resources.max_duration",
+        "value     a duration such as \"30m\", or \"unlimited\", from 1s to 365d",
+        "default   \"30m\"",
+        "change    live: in force at once, and nothing is cut that is still allowed",
+        "env       EDGEVPN_RELAY_MAX_DURATION",
+        "example   max_duration = \"2m\"",
+    ];
+    for line in expected {
+        assert!(
+            shown.out.lines().any(|told| told == line),
+            "{line}\n{}",
+            shown.out
+        );
+    }
+    let shown = edgevpn(&["explain", "[acl]"], home.path()).await;
+    assert!(
+        shown.out.contains("\nbootstrap  With `\"members\"`"),
+        "{}",
+        shown.out
+    );
+    let shown = edgevpn(&["explain", "listen"], home.path()).await;
+    assert_eq!(shown.code, 2);
+    assert!(
+        shown.err.contains("`transport.listen` or `api.listen`"),
+        "{}",
+        shown.err
+    );
+    assert_eq!(edgevpn(&["explain"], home.path()).await.code, 2);
+}
+
+#[tokio::test]
+async fn a_node_explains_what_it_answers_to_a_peer() {
+    let node = FakeNode::with_status(busy()).await;
+    let shown = node.run(&["explain", "--why", PEER, "reserve"]).await;
+    assert_eq!(shown.code, 0, "{}", shown.err);
+    let mut lines = shown.out.lines();
+    let verdict = "12D3KooWGRaW… may, in shadow mode only, reserve on edge-7 (generation 13)";
+    assert_eq!(lines.next(), Some(verdict));
+    assert_eq!(
+        lines.next(),
+        Some("  refused by   edgevpn.toml:52   acl.deny")
+    );
+    let shown = node
+        .run(&["explain", "--why", PEER, "reserve", "--json"])
+        .await;
+    let answer: serde_json::Value = serde_json::from_str(&shown.out).expect("JSON");
+    assert_eq!(answer["rule"], "acl.deny");
+    for wrong in [&["hub", "reserve"], &[PEER, "dance"]] {
+        let shown = node.run(&["explain", "--why", wrong[0], wrong[1]]).await;
+        assert_eq!(shown.code, 2, "{}", shown.out);
+    }
+}
+
+#[tokio::test]
 async fn status_of_a_node_that_is_not_in_sync_begins_with_the_diagnostic_and_exits_3() {
     let mut status = busy();
     status.state = State::Rejected;
