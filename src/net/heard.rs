@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
 use tokio::sync::mpsc;
@@ -19,7 +19,23 @@ pub enum Heard {
     /// Of the exchange between our own nodes.
     Exchange(exchange::Frame),
     /// Broadcast in a room. It goes on to others when [`super::Handle::judge`] has said so.
-    Gossip(gossip::Message),
+    Gossip(gossip::Message, Waiting),
+}
+
+/// Bytes of broadcasts that wait at most. Three of the largest that EdgeVPN allows; usual ones have some kilobytes.
+const WAITING_BYTES: usize = 64 << 20;
+
+/// Counts among the bytes that wait until it is dropped.
+#[derive(Debug)]
+pub struct Waiting {
+    all: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// The network's end of the queue. Clones feed the same queue.
@@ -27,18 +43,31 @@ pub enum Heard {
 pub struct Ears {
     queue: mpsc::Sender<Heard>,
     missed: Arc<AtomicU64>,
+    /// Bytes of broadcasts in the queue.
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Ears {
     pub fn new() -> (Ears, mpsc::Receiver<Heard>) {
         let (queue, heard) = mpsc::channel(WAITING);
-        let missed = Arc::default();
-        (Ears { queue, missed }, heard)
+        let ears = Ears {
+            queue,
+            missed: Arc::default(),
+            waiting: Arc::default(),
+        };
+        (ears, heard)
     }
 
     /// Passes it on, or counts it as missed when the ledger is behind. Says whether it was passed on.
-    pub fn hear(&self, heard: Heard) -> bool {
-        let passed = self.queue.try_send(heard).is_ok();
+    pub fn hear_broadcast(&self, message: gossip::Message) -> bool {
+        let bytes = message.data.len();
+        let before = self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        let waiting = Waiting {
+            all: self.waiting.clone(),
+            bytes,
+        };
+        let passed = before.saturating_add(bytes) <= WAITING_BYTES
+            && self.queue.try_send(Heard::Gossip(message, waiting)).is_ok();
         if !passed {
             self.missed.fetch_add(1, Ordering::Relaxed);
         }

@@ -24,6 +24,7 @@ use pump::Pump;
 pub use report::Report;
 
 mod book;
+mod budget;
 mod complaints;
 mod keeper;
 mod networks;

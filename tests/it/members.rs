@@ -314,6 +314,31 @@ fn a_damaged_ledger_is_set_aside_and_comes_back_from_the_members() {
 }
 
 #[test]
+fn a_disk_that_takes_no_ledger_is_a_problem_and_nothing_else() {
+    let token = token();
+    let often = "[ledger]\nheartbeat = \"1s\"\n";
+    let hub = NodeUnderTest::start(&member(&token, often));
+    let written = hub.until("the ledger is written", |_| state_file(&hub).is_some());
+    let network = &written["node"]["network"]["fingerprint"];
+    let network = network.as_str().expect("a fingerprint");
+    // A directory in the way of the file that is written: nothing can be kept, not even by root.
+    fs::create_dir_all(hub.path(&format!("state/ledger-{network}.tmp"))).expect("created");
+    let told = |status: &Value| {
+        let problems = status["problems"].as_array().expect("problems");
+        problems.iter().any(|problem| {
+            problem
+                .as_str()
+                .is_some_and(|problem| problem.contains("the ledger cannot be kept"))
+        })
+    };
+    hub.until("the problem is told", told);
+    let other = NodeUnderTest::start(&member(&token, &peer_of(&hub)));
+    other.until("the hub goes on", |status| members(status) == 1);
+    fs::remove_dir(hub.path(&format!("state/ledger-{network}.tmp"))).expect("removed");
+    hub.until("it is kept again", |status| !told(status));
+}
+
+#[test]
 fn a_new_token_is_followed_inside_the_process() {
     let (first, second) = (token(), token());
     let hub = NodeUnderTest::start(&member(&first, ""));

@@ -90,9 +90,12 @@ pub(super) fn reach(reach: &ReachReport, in_network: bool) -> String {
     }
     if reach.reservations > 0 || reach.reservations_wanted > 0 {
         items.push(format!(
-            "through {} of {} wanted",
-            count(reach.reservations.into(), "relay"),
-            reach.reservations_wanted.max(reach.reservations)
+            "{} of {} on relays",
+            grouped(reach.reservations.into()),
+            count(
+                reach.reservations_wanted.max(reach.reservations).into(),
+                "reservation"
+            )
         ));
         for relay in reach.relays.iter().filter(|relay| relay.stage == "active") {
             items.extend(relay.addresses.iter().cloned());

@@ -10,7 +10,10 @@ use std::{
 
 use libp2p::{Multiaddr, gossipsub::MessageId, identity::Keypair, multiaddr::Protocol};
 
-use super::networks::{NONCE, Networks, Opened, Way};
+use super::{
+    budget::Budget,
+    networks::{NONCE, Networks, Opened, Way},
+};
 use crate::{
     acl::{Membership, Window},
     api,
@@ -37,6 +40,8 @@ pub struct Book {
     greeted: HashMap<PeerId, Fingerprint>,
     /// Streams to neighbours, by number.
     lanes: Neighbours,
+    /// Of those who broadcast.
+    budget: Budget,
 }
 
 /// What follows from a piece of work.
@@ -119,6 +124,7 @@ impl Book {
             exchange: Exchange::new(local, interval, rand::random()),
             greeted: HashMap::new(),
             lanes: Neighbours::default(),
+            budget: Budget::default(),
         }
     }
 
@@ -224,7 +230,9 @@ impl Book {
         for heard in heard {
             match heard {
                 Heard::Exchange(frame) => self.hear_frame(frame, now, &mut outcome),
-                Heard::Gossip(message) => self.hear_message(message, now, &mut outcome),
+                Heard::Gossip(message, _waiting) => {
+                    self.hear_message(message, now, &mut outcome);
+                }
             }
         }
         outcome
@@ -284,6 +292,13 @@ impl Book {
         outcome.gossip.messages_in = outcome.gossip.messages_in.saturating_add(1);
         let length = u64::try_from(heard.data.len()).unwrap_or(u64::MAX);
         outcome.gossip.bytes_in = outcome.gossip.bytes_in.saturating_add(length);
+        let began = Instant::now();
+        if !self.budget.covers(&heard.author, began) {
+            outcome.reject("too_much", 1);
+            let ignored = (heard.id, heard.forwarder, gossip::Verdict::Ignore);
+            outcome.judged.push(ignored);
+            return;
+        }
         let keys = self.networks.keys(heard.network, heard.window);
         let verdict = match wire::open(&heard.data, &keys, &Bounds::default()) {
             Ok(block) => {
@@ -301,6 +316,9 @@ impl Book {
                 }
             }
         };
+        let ended = Instant::now();
+        self.budget
+            .spend(heard.author, ended.saturating_duration_since(began), ended);
         outcome.judged.push((heard.id, heard.forwarder, verdict));
     }
 
