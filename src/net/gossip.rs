@@ -9,9 +9,9 @@
 #![allow(clippy::disallowed_methods, reason = "gossip follows the clock")]
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     pin::Pin,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant, SystemTime},
 };
@@ -19,21 +19,15 @@ use std::{
 use futures::{FutureExt, StreamExt};
 use libp2p::{
     Multiaddr, PeerId, StreamProtocol,
-    core::{ConnectedPoint, Endpoint, transport::PortUse},
-    gossipsub::{
-        self, IdentTopic, IdentityTransform, MessageAcceptance, MessageAuthenticity, PublishError,
-        TopicHash, TopicSubscriptionFilter, ValidationMode,
-    },
+    core::{Endpoint, transport::PortUse},
+    gossipsub::{self, IdentTopic, MessageAcceptance, PublishError, TopicHash},
     identity::Keypair,
-    multiaddr::Protocol,
     swarm::{
-        ConnectionClosed, ConnectionDenied, ConnectionHandler, ConnectionId, FromSwarm,
-        NetworkBehaviour, NotifyHandler, THandlerInEvent, ToSwarm,
-        behaviour::ConnectionEstablished,
+        ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandlerInEvent, ToSwarm,
     },
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::{Sleep, sleep},
 };
 
@@ -43,21 +37,29 @@ use crate::{
     id::UnixTime,
     wire::{Fingerprint, Token, Window},
 };
-use handler::{Handler, Inner, Offer, Order, Report, Role};
-pub use libp2p::gossipsub::MessageId;
-use peer::{Arrival, Link, Parked, Peer, Waiting};
+use control::Command;
+use guard::{Guard, Refusal};
+use handler::{Handler, Offer, Order, Report};
+use links::order;
+use peer::{Parked, Peer};
 use rooms::{Audience, Moves, Rooms};
+use router::{Allowed, Router};
+
+pub use control::{Control, Unpublished, Verdict};
+pub use libp2p::gossipsub::MessageId;
 pub use rooms::{Outlet, Outlets};
 
+mod control;
+mod guard;
 mod handler;
+mod links;
+mod pace;
 mod peer;
 mod rooms;
+mod router;
 
 /// Nodes of this program offer this protocol, and keep what they know of a peer when a stream of it ends.
 const OURS: StreamProtocol = StreamProtocol::new("/edgevpn/ledger/1.0.0");
-
-/// The library compares its whole read buffer with the limit of one message; the buffer may hold the beginning of the next.
-const FRAME_SLACK: u64 = 64 * 1024;
 
 /// What EdgeVPN writes into its tokens. The router is made for at least this, so that it need not be made anew when a token
 /// is exchanged.
@@ -66,16 +68,9 @@ const USUAL_MESSAGE: u64 = 20 * 1024 * 1024;
 /// No token makes us buffer more than this for a peer.
 const LARGEST_MESSAGE: u64 = 64 * 1024 * 1024;
 
-/// Bytes of subscriptions and control messages in one frame. An EdgeVPN node may announce 5000 messages at once, which is
-/// 230 KiB; twice that.
-const CONTROL_BYTES: usize = 512 * 1024;
-
-/// How long EdgeVPN remembers what it has seen.
-const REMEMBERED: Duration = Duration::from_secs(120);
-
-/// Messages waiting for one peer. The library's 5000 would hold 5000 states of the whole ledger for a peer that does not
-/// read.
-const WAITING_FOR_PEER: usize = 256;
+/// What a frame holds beside the data of its one message: author, number, topic and signature are 200 bytes. EdgeVPN
+/// compares the frame with the limit of the token.
+const AROUND_DATA: u64 = 512;
 
 /// The clock is looked at this often, or at the end of a window if that comes first: a clock that steps is followed.
 const LOOK: Duration = Duration::from_secs(1);
@@ -86,12 +81,6 @@ const RETRY: Duration = Duration::from_secs(2);
 
 /// Messages that wait so.
 const HELD: usize = 8;
-
-/// Verdicts and messages on their way to the network task. As many verdicts as messages may wait for the ledger.
-const COMMANDS: usize = 1024;
-
-/// The library's router with our filter.
-pub type Router = gossipsub::Behaviour<IdentityTransform, Allowed>;
 
 /// What the calendar says.
 pub type Clock = Arc<dyn Fn() -> UnixTime + Send + Sync>;
@@ -115,95 +104,21 @@ pub enum Event {
     Heard(Message),
 }
 
-/// What became of a message, as the ledger sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Passed on to others.
-    Accept,
-    /// Not passed on, and nobody's fault.
-    Ignore,
-    /// Not passed on; no honest node forwards it.
-    Reject,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unpublished {
-    #[error("the room of network {0} in that window is not one we are in")]
-    NotInRoom(Fingerprint),
-    #[error("{size} bytes are more than the {max} that the token of network {network} allows")]
-    TooLarge {
-        network: Fingerprint,
-        size: usize,
-        max: u64,
-    },
-    #[error("nobody is in the room")]
-    NobodyThere,
-    #[error("every peer in the room is behind with what was sent before")]
-    QueuesFull,
-    #[error("it could not be signed")]
-    Unsigned,
-    #[error("the network task has stopped")]
-    Stopped,
-}
-
-/// Gossip, as the ledger uses it.
-#[derive(Clone)]
-pub struct Control {
-    commands: mpsc::Sender<Command>,
-    outlets: watch::Receiver<Arc<Outlets>>,
-}
-
-enum Command {
-    Publish {
-        network: Fingerprint,
-        window: Window,
-        data: Vec<u8>,
-        reply: oneshot::Sender<Result<(), Unpublished>>,
-    },
-    Judge {
-        id: MessageId,
-        forwarder: PeerId,
-        verdict: Verdict,
-    },
-}
-
-impl Control {
-    /// Where to publish, network by network. Empty without `[network]`.
-    pub fn outlets(&self) -> watch::Receiver<Arc<Outlets>> {
-        self.outlets.clone()
-    }
-
-    /// Signs `data`, sealed for `window`, and sends it to everybody in the room of that window.
-    pub async fn publish(
-        &self,
-        network: Fingerprint,
-        window: Window,
-        data: Vec<u8>,
-    ) -> Result<(), Unpublished> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Publish {
-            network,
-            window,
-            data,
-            reply,
-        };
-        let sent = self.commands.send(command).await;
-        sent.map_err(|_| Unpublished::Stopped)?;
-        answer.await.unwrap_or(Err(Unpublished::Stopped))
-    }
-
-    /// Says what to do with a message that was heard. One that is never judged, or whose verdict finds no room, is not
-    /// passed on.
-    pub fn judge(&self, id: MessageId, forwarder: PeerId, verdict: Verdict) {
-        let command = Command::Judge {
-            id,
-            forwarder,
-            verdict,
-        };
-        if self.commands.try_send(command).is_err() {
-            tracing::debug!("a verdict on a message is lost: the network task is behind");
-        }
-    }
+/// What gossip has come to, for `status` and metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Messages and bytes given to the ledger.
+    pub heard: u64,
+    pub heard_bytes: u64,
+    /// Messages and bytes published; each goes to every peer in the room.
+    pub published: u64,
+    pub published_bytes: u64,
+    /// How often a peer was told anew where we are.
+    pub hellos: u64,
+    /// Windows entered.
+    pub rotations: u64,
+    /// By [`Refusal::label`].
+    pub refused: BTreeMap<&'static str, u64>,
 }
 
 /// Follows `[network]` of the snapshots; without it nothing of gossip is spoken.
@@ -228,6 +143,8 @@ pub struct Behaviour {
     /// Peers have moved since the outlets were published.
     moved: bool,
     held: VecDeque<Held>,
+    guard: Guard,
+    tally: Tally,
 }
 
 /// A message that waits for somebody to publish it to.
@@ -248,15 +165,12 @@ impl Behaviour {
         live: watch::Receiver<Arc<Snapshot>>,
         clock: Clock,
     ) -> Self {
-        let (outlets, outlets_seen) = watch::channel(Arc::default());
-        let (send, commands) = mpsc::channel(COMMANDS);
+        let (outlets, seen) = watch::channel(Arc::default());
+        let (control, commands) = Control::new(seen);
         Self {
             keypair,
             commands,
-            control: Control {
-                commands: send,
-                outlets: outlets_seen,
-            },
+            control,
             changes: changes(live.clone()),
             live,
             clock,
@@ -272,11 +186,17 @@ impl Behaviour {
             outlets,
             moved: false,
             held: VecDeque::new(),
+            guard: Guard::default(),
+            tally: Tally::default(),
         }
     }
 
     pub fn control(&self) -> Control {
         self.control.clone()
+    }
+
+    pub fn tally(&self) -> Tally {
+        self.tally.clone()
     }
 
     fn obey(&mut self, command: Command) {
@@ -326,7 +246,8 @@ impl Behaviour {
             .tokens
             .iter()
             .find(|token| token.fingerprint() == network);
-        token.map_or(0, |token| token.max_message_size)
+        let max = token.map_or(0, |token| token.max_message_size);
+        max.min(LARGEST_MESSAGE).saturating_sub(AROUND_DATA)
     }
 
     fn count_on(&self, topic: &TopicHash) -> usize {
@@ -339,8 +260,13 @@ impl Behaviour {
 
     fn send(&mut self, topic: TopicHash, data: Vec<u8>) -> Result<(), Unpublished> {
         let router = self.router.as_mut().ok_or(Unpublished::NobodyThere)?;
+        let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
         match router.publish(topic, data) {
-            Ok(_) | Err(PublishError::Duplicate) => Ok(()),
+            Ok(_) | Err(PublishError::Duplicate) => {
+                self.tally.published = self.tally.published.saturating_add(1);
+                self.tally.published_bytes = self.tally.published_bytes.saturating_add(bytes);
+                Ok(())
+            }
             Err(PublishError::NoPeersSubscribedToTopic) => Err(Unpublished::NobodyThere),
             Err(PublishError::AllQueuesFull(_)) => Err(Unpublished::QueuesFull),
             Err(_) => Err(Unpublished::Unsigned),
@@ -381,7 +307,7 @@ impl Behaviour {
 
     /// Starts to speak, in all rooms and to every peer that understands.
     fn start(&mut self, capacity: u64) {
-        let Some((router, offer)) = router(&self.keypair, capacity, &self.allowed) else {
+        let Some((router, offer)) = router::make(&self.keypair, capacity, &self.allowed) else {
             return;
         };
         self.router = Some(router);
@@ -450,6 +376,7 @@ impl Behaviour {
         for topic in &moves.leave {
             router.unsubscribe(&IdentTopic::new(topic.as_str()));
         }
+        self.guard.leave(&moves.leave);
         self.moved = true;
     }
 
@@ -462,31 +389,11 @@ impl Behaviour {
     fn look_at_the_clock(&mut self) {
         let moves = self.rooms.turn((self.clock)());
         if moves != Moves::default() {
+            self.tally.rotations = self.tally.rotations.saturating_add(1);
             self.shift(moves);
         }
         self.look_again();
         self.carry_on();
-    }
-
-    /// Takes up what had to wait.
-    fn carry_on(&mut self) {
-        let now = Instant::now();
-        let mut due = Vec::new();
-        for (id, peer) in &mut self.peers {
-            if let Some(waiting) = peer.waiting
-                && peer.may_say_hello(now)
-            {
-                peer.waiting = None;
-                due.push((*id, waiting));
-            }
-        }
-        for (id, waiting) in due {
-            match waiting {
-                Waiting::Restart(link, parked) => self.restart(id, link, parked),
-                Waiting::Reopen(link) => self.reopen(id, link),
-            }
-        }
-        self.retry_held(now);
     }
 
     fn retry_held(&mut self, now: Instant) {
@@ -498,169 +405,6 @@ impl Behaviour {
             } else if held.until > now {
                 self.held.push_back(held);
             }
-        }
-    }
-
-    fn reported(&mut self, id: PeerId, link: ConnectionId, report: Report) {
-        let now = Instant::now();
-        let Some(peer) = self.peers.get_mut(&id) else {
-            return;
-        };
-        match report {
-            Report::Inner(event) => {
-                let active = peer.link(link).is_some_and(|link| link.active);
-                if let (true, Some(router)) = (active, &mut self.router) {
-                    router.on_connection_handler_event(id, link, event);
-                }
-            }
-            Report::Speaks { gossip, ours } => {
-                self.moved |= ours && !peer.ours;
-                peer.gossip |= gossip;
-                peer.ours |= ours;
-                if peer.gossip && peer.speaker.is_none() && peer.may_say_hello(now) {
-                    self.restart(id, link, Parked::Stays);
-                }
-            }
-            Report::Arrived { room } => {
-                peer.gossip = true;
-                match peer.arrived(link, room, now) {
-                    Arrival::Take => self.orders.push_back(order(id, link, Order::Take)),
-                    Arrival::Listen => self.listen(id, link),
-                    Arrival::Restart => self.restart(id, link, Parked::IsTaken),
-                    Arrival::Wait => peer.wait(Waiting::Restart(link, Parked::IsTaken)),
-                }
-            }
-            Report::Lost { room } => match (room, peer.may_say_hello(now)) {
-                (true, true) => self.reopen(id, link),
-                (true, false) => peer.wait(Waiting::Reopen(link)),
-                (false, true) => self.restart(id, link, Parked::Stays),
-                (false, false) => peer.wait(Waiting::Restart(link, Parked::Stays)),
-            },
-        }
-    }
-
-    /// Forgets a peer and begins anew with it on one connection.
-    fn restart(&mut self, id: PeerId, link: ConnectionId, parked: Parked) {
-        let (Some(router), Some(peer)) = (&mut self.router, self.peers.get_mut(&id)) else {
-            return;
-        };
-        let Some(dialled) = peer.link(link).map(|link| link.dialled) else {
-            return;
-        };
-        if let Some(speaker) = peer.speaker.take() {
-            close(router, id, speaker, 0);
-        }
-        for other in &mut peer.links {
-            if other.active && other.id != link {
-                self.orders.push_back(order(id, other.id, Order::Rest));
-            }
-            other.active = false;
-        }
-        peer.topics.clear();
-        self.moved = true;
-        if let Some(handler) = mint(router, id, link, dialled) {
-            establish(router, id, link);
-            let renew = Order::Renew {
-                handler,
-                role: Role::Speaker,
-                take: parked == Parked::IsTaken,
-            };
-            self.orders.push_back(order(id, link, renew));
-            peer.speaker = Some(link);
-            peer.opened = Some(Instant::now());
-            if let Some(link) = peer.link(link) {
-                link.active = true;
-            }
-        }
-    }
-
-    /// Listens on a connection beside the one we speak on.
-    fn listen(&mut self, id: PeerId, link: ConnectionId) {
-        let (Some(router), Some(peer)) = (&mut self.router, self.peers.get_mut(&id)) else {
-            return;
-        };
-        let Some(link) = peer.link(link) else {
-            return;
-        };
-        if let Some(handler) = mint(router, id, link.id, link.dialled) {
-            close(router, id, link.id, 1);
-            link.active = true;
-            let renew = Order::Renew {
-                handler,
-                role: Role::Listener,
-                take: true,
-            };
-            self.orders.push_back(order(id, link.id, renew));
-        }
-    }
-
-    /// The peer has lost what our stream told it: tells it again on the next, and remembers what the peer has told.
-    fn reopen(&mut self, id: PeerId, link: ConnectionId) {
-        let (Some(router), Some(peer)) = (&mut self.router, self.peers.get_mut(&id)) else {
-            return;
-        };
-        if peer.speaker == Some(link) {
-            establish(router, id, link);
-            peer.opened = Some(Instant::now());
-            self.orders.push_back(order(id, link, Order::Reopen));
-        }
-    }
-
-    fn connected(&mut self, id: PeerId, link: ConnectionId, endpoint: &ConnectedPoint) {
-        let peer = self.peers.entry(id).or_default();
-        let address = endpoint.get_remote_address();
-        peer.links.push(Link {
-            id: link,
-            relayed: address.iter().any(|part| part == Protocol::P2pCircuit),
-            dialled: endpoint.is_dialer(),
-            active: false,
-        });
-    }
-
-    fn disconnected(&mut self, closed: ConnectionClosed<'_>) {
-        let (id, link) = (closed.peer_id, closed.connection_id);
-        let Some(peer) = self.peers.get_mut(&id) else {
-            return;
-        };
-        peer.links.retain(|known| known.id != link);
-        let next = peer.best_link();
-        if let (Some(router), true) = (&mut self.router, peer.speaker == Some(link)) {
-            match next {
-                Some(next) => {
-                    let dialled = peer.link(next).is_some_and(|link| link.dialled);
-                    let listens = peer.link(next).is_some_and(|link| link.active);
-                    // The library gets to know the peer by the other connection before it loses this one, and so keeps
-                    // what it knows.
-                    let handler = mint(router, id, next, dialled);
-                    close(router, id, link, 1);
-                    establish(router, id, next);
-                    let next_order = match handler {
-                        Some(_) if listens => Order::Speak,
-                        Some(handler) => Order::Renew {
-                            handler,
-                            role: Role::Speaker,
-                            take: false,
-                        },
-                        None => Order::Rest,
-                    };
-                    self.orders.push_back(order(id, next, next_order));
-                    peer.speaker = Some(next);
-                    peer.opened = Some(Instant::now());
-                    if let Some(link) = peer.link(next) {
-                        link.active = true;
-                    }
-                    let keep = Order::Keep(!peer.topics.is_empty());
-                    self.orders.push_back(order(id, next, keep));
-                }
-                None => {
-                    close(router, id, link, 0);
-                    peer.speaker = None;
-                }
-            }
-        }
-        if next.is_none() {
-            self.moved |= !peer.topics.is_empty();
-            self.peers.remove(&id);
         }
     }
 
@@ -705,8 +449,19 @@ impl Behaviour {
         let place = self.rooms.place(&message.topic);
         let (Some(author), Some(place)) = (message.source, place) else {
             self.judge(&id, &forwarder, Verdict::Ignore);
+            self.refused(forwarder, Refusal::OutOfPlace, 1);
             return None;
         };
+        let bytes = message.data.len();
+        let now = Instant::now();
+        if let Err(refusal) = self.guard.admit(&message.topic, &id, author, bytes, now) {
+            self.judge(&id, &forwarder, Verdict::Ignore);
+            self.refused(forwarder, refusal, 1);
+            return None;
+        }
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.tally.heard = self.tally.heard.saturating_add(1);
+        self.tally.heard_bytes = self.tally.heard_bytes.saturating_add(bytes);
         Some(Event::Heard(Message {
             id,
             author,
@@ -715,6 +470,17 @@ impl Behaviour {
             window: place.window,
             data: message.data,
         }))
+    }
+
+    fn refused(&mut self, forwarder: PeerId, refusal: Refusal, times: u64) {
+        let count = self.tally.refused.entry(refusal.label()).or_default();
+        *count = count.saturating_add(times);
+        let now = Instant::now();
+        let told = self.peers.get_mut(&forwarder);
+        if told.is_some_and(|peer| peer.may_be_mentioned(now)) {
+            let reason = refusal.label();
+            tracing::info!(%forwarder, reason, "gossip not heard");
+        }
     }
 
     fn publish_outlets(&mut self) {
@@ -821,124 +587,6 @@ impl NetworkBehaviour for Behaviour {
                 Poll::Pending => return Poll::Pending,
             }
         }
-    }
-}
-
-fn order(peer_id: PeerId, link: ConnectionId, event: Order) -> ToSwarm<Event, Order> {
-    ToSwarm::NotifyHandler {
-        peer_id,
-        handler: NotifyHandler::One(link),
-        event,
-    }
-}
-
-/// A handler of the library. Its behaviour now counts `link` among the connections of the peer.
-fn mint(
-    router: &mut Router,
-    peer: PeerId,
-    link: ConnectionId,
-    dialled: bool,
-) -> Option<Box<Inner>> {
-    let nowhere = Multiaddr::empty();
-    let handler = if dialled {
-        let (role, port) = (Endpoint::Dialer, PortUse::Reuse);
-        router.handle_established_outbound_connection(link, peer, &nowhere, role, port)
-    } else {
-        router.handle_established_inbound_connection(link, peer, &nowhere, &nowhere)
-    };
-    handler.ok().map(Box::new)
-}
-
-/// Makes the library say hello.
-fn establish(router: &mut Router, peer_id: PeerId, connection_id: ConnectionId) {
-    router.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
-        peer_id,
-        connection_id,
-        endpoint: &nowhere(),
-        failed_addresses: &[],
-        other_established: 0,
-    }));
-}
-
-/// Makes the library forget a connection, and with the last one the peer.
-fn close(router: &mut Router, peer_id: PeerId, connection_id: ConnectionId, remaining: usize) {
-    router.on_swarm_event(FromSwarm::ConnectionClosed(ConnectionClosed {
-        peer_id,
-        connection_id,
-        endpoint: &nowhere(),
-        cause: None,
-        remaining_established: remaining,
-    }));
-}
-
-/// The library looks at addresses for its scores, which are not in use.
-fn nowhere() -> ConnectedPoint {
-    ConnectedPoint::Listener {
-        local_addr: Multiaddr::empty(),
-        send_back_addr: Multiaddr::empty(),
-    }
-}
-
-/// A router for messages of `capacity` bytes, and what its connections offer.
-fn router(keypair: &Keypair, capacity: u64, allowed: &Allowed) -> Option<(Router, Offer)> {
-    if SystemTime::now() < SystemTime::UNIX_EPOCH {
-        tracing::error!("the clock stands before 1970: no gossip until it is set");
-        return None;
-    }
-    let frame = usize::try_from(capacity.saturating_add(FRAME_SLACK)).unwrap_or(usize::MAX);
-    let make = || {
-        let config = gossipsub::ConfigBuilder::default()
-            .validation_mode(ValidationMode::Strict)
-            .validate_messages()
-            .message_id_fn(message_id)
-            .max_transmit_size(frame)
-            .max_control_message_size(CONTROL_BYTES)
-            .duplicate_cache_time(REMEMBERED)
-            .flood_publish(true)
-            .connection_handler_queue_len(WAITING_FOR_PEER)
-            .heartbeat_initial_delay(Duration::from_secs(1))
-            .build()
-            .map_err(|cause| cause.to_string())?;
-        let authenticity = MessageAuthenticity::Signed(keypair.clone());
-        Router::new_with_subscription_filter(authenticity, config, allowed.clone())
-            .map_err(str::to_owned)
-    };
-    // A second one, to see what a connection offers before there is one.
-    let made = make().and_then(|router| Ok((router, make()?)));
-    let (router, mut model) = match made {
-        Ok(made) => made,
-        Err(cause) => {
-            tracing::error!(%cause, "no gossip");
-            return None;
-        }
-    };
-    let somebody = keypair.public().to_peer_id();
-    let handler = mint(&mut model, somebody, ConnectionId::new_unchecked(0), false)?;
-    let (upgrade, ()) = handler.listen_protocol().into_upgrade();
-    Some((router, Offer::new(upgrade.left()?)))
-}
-
-/// The id EdgeVPN gives a message: author and sequence number, so that ours are the same.
-fn message_id(message: &gossipsub::Message) -> MessageId {
-    let mut id = message.source.map_or_else(Vec::new, PeerId::to_bytes);
-    id.extend(message.sequence_number.unwrap_or_default().to_be_bytes());
-    MessageId(id)
-}
-
-/// The topics whose subscribers we remember: nobody may make us keep others.
-#[derive(Clone, Default)]
-pub struct Allowed(Arc<RwLock<HashSet<TopicHash>>>);
-
-impl Allowed {
-    fn set(&self, topics: HashSet<TopicHash>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = topics;
-    }
-}
-
-impl TopicSubscriptionFilter for Allowed {
-    fn can_subscribe(&mut self, topic: &TopicHash) -> bool {
-        let allowed = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        allowed.contains(topic)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Gossip between nodes on loopback sockets, across the ends of windows of a few seconds.
 
 pub mod frame;
+mod hostile;
 mod node;
 mod restarting;
 

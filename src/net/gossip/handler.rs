@@ -3,6 +3,10 @@
 //! The library's handler serves one stream each way and counts: at the fifth it stops for good. Here a handler lives as long
 //! as the router on the other side. A stream that comes in is parked until the behaviour says who takes it: the handler that
 //! is there, or a new one that starts from nothing. What was opened for an earlier handler and arrives late is dropped.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "how fast a peer talks is measured here"
+)]
 
 use std::{
     collections::VecDeque,
@@ -10,7 +14,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::future::{self, BoxFuture, Either, FutureExt};
@@ -27,7 +31,10 @@ use libp2p::{
 };
 use tokio::time::Sleep;
 
-use super::Router;
+use super::{
+    pace::{CONNECTION, Debt, Weight},
+    router::Router,
+};
 
 /// The library's handler and what it exchanges with its behaviour.
 pub type Inner = THandler<Router>;
@@ -125,6 +132,10 @@ pub struct Handler {
     /// Runs from the last words to silence.
     leaving: Option<Pin<Box<Sleep>>>,
     keep: bool,
+    /// What the peer has said faster than it may.
+    debt: Debt,
+    /// Until it has paid, nothing of it is read.
+    pause: Option<Pin<Box<Sleep>>>,
     reports: VecDeque<Report>,
 }
 
@@ -146,6 +157,8 @@ impl Handler {
             retry: None,
             leaving: None,
             keep: false,
+            debt: Debt::default(),
+            pause: None,
             reports: VecDeque::new(),
         }
     }
@@ -224,6 +237,14 @@ impl Handler {
         self.retry = Some(Box::pin(tokio::time::sleep(doubled.min(LAST_RETRY))));
     }
 
+    fn charge(&mut self, event: &InnerEvent) {
+        let now = Instant::now();
+        self.debt.add(CONNECTION.cost(Weight::of(event)), now);
+        if let Some(over) = self.debt.over(&CONNECTION, now) {
+            self.pause = Some(Box::pin(tokio::time::sleep(over)));
+        }
+    }
+
     /// The stream that is granted and wanted, or whose time to be tried again has come.
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let due = match &mut self.retry {
@@ -242,12 +263,19 @@ impl Handler {
     }
 
     fn poll_inner(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if let Some(pause) = &mut self.pause {
+            if pause.poll_unpin(cx).is_pending() {
+                return Poll::Pending;
+            }
+            self.pause = None;
+        }
         while let Some(inner) = &mut self.inner {
             let Poll::Ready(event) = inner.poll(cx) else {
                 break;
             };
             match event {
                 ConnectionHandlerEvent::NotifyBehaviour(event) => {
+                    self.charge(&event);
                     return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(Report::Inner(
                         event,
                     )));

@@ -14,6 +14,12 @@ const HELLOS: Limit<Rate> = Limit::At(Rate {
     per: Duration::from_secs(160),
 });
 
+/// Lines in the log about one peer, so that it cannot fill a disk.
+const MENTIONS: Limit<Rate> = Limit::At(Rate {
+    count: 10,
+    per: Duration::from_secs(60),
+});
+
 /// Between two nodes of this program a new stream within this after our own is the answer to ours, and is not answered.
 /// Longer than a negotiation over the slowest path; a node of ours has no other reason for two new streams in ten seconds.
 const ECHO: Duration = Duration::from_secs(10);
@@ -36,6 +42,7 @@ pub struct Peer {
     /// What has to wait for `hellos`.
     pub waiting: Option<Waiting>,
     hellos: Bucket,
+    mentions: Bucket,
 }
 
 pub struct Link {
@@ -131,6 +138,11 @@ impl Peer {
         if !matches!(self.waiting, Some(Waiting::Restart(_, Parked::IsTaken))) {
             self.waiting = Some(waiting);
         }
+    }
+
+    /// Whether the log may say something about this peer.
+    pub fn may_be_mentioned(&mut self, now: Instant) -> bool {
+        self.mentions.take(MENTIONS, now).is_ok()
     }
 
     pub fn may_say_hello(&mut self, now: Instant) -> bool {

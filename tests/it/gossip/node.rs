@@ -18,7 +18,7 @@ use libp2p::{
 };
 use std::time::SystemTime;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -203,6 +203,14 @@ impl Member {
             }
         })
         .await
+    }
+
+    pub async fn tally(&self) -> gossip::Tally {
+        let (reply, answer) = oneshot::channel();
+        self.run(move |swarm| {
+            let _ = reply.send(swarm.behaviour().gossip.tally());
+        });
+        within("a tally", answer).await.expect("the node runs")
     }
 
     pub fn outlet(&self) -> Option<Outlet> {

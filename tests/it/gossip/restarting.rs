@@ -33,7 +33,7 @@ use super::{
     node::{IDLE, Running, listen, skewed, within},
 };
 
-const MESHSUB: StreamProtocol = StreamProtocol::new("/meshsub/1.1.0");
+pub const MESHSUB: StreamProtocol = StreamProtocol::new("/meshsub/1.1.0");
 
 /// How often a router opens a stream again that died.
 const RESPAWNS: u32 = 4;
@@ -47,7 +47,9 @@ struct Bare {
 pub struct Restarting {
     pub id: PeerId,
     pub tcp: Multiaddr,
-    pub quic: Multiaddr,
+    /// For streams beside those of the router.
+    pub streams: streams::Control,
+    pub keypair: Keypair,
     orders: mpsc::UnboundedSender<Order>,
     dials: mpsc::UnboundedSender<(PeerId, Multiaddr)>,
     heard: mpsc::UnboundedReceiver<Heard>,
@@ -103,15 +105,14 @@ impl Restarting {
             .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))
             .build();
         let tcp = listen(&mut swarm, "/ip4/127.0.0.1/tcp/0").await;
-        let quic = listen(&mut swarm, "/ip4/127.0.0.1/udp/0/quic-v1").await;
         let control = swarm.behaviour().streams.control();
         let (dials, received) = mpsc::unbounded_channel();
         let (orders, obeyed) = mpsc::unbounded_channel();
         let (hear, heard) = mpsc::unbounded_channel();
         let (knows, known) = watch::channel(Known::default());
         let node = Node {
-            keypair,
-            control,
+            keypair: keypair.clone(),
+            control: control.clone(),
             current: Arc::default(),
             router: Router::default(),
             hear,
@@ -121,7 +122,8 @@ impl Restarting {
         Self {
             id,
             tcp,
-            quic,
+            streams: control,
+            keypair,
             orders,
             dials,
             heard,
@@ -144,6 +146,20 @@ impl Restarting {
     pub fn publish(&self, topic: &str, data: &[u8]) {
         let order = Order::Publish(topic.to_owned(), data.to_vec());
         let _ = self.orders.send(order);
+    }
+
+    /// A stream to `peer` that no router knows of.
+    pub async fn open(&self, peer: PeerId) -> Stream {
+        within("a stream", async {
+            let mut changes = self.streams.changes();
+            loop {
+                match self.streams.open(peer, MESHSUB, Route::Direct).await {
+                    Ok(stream) => return stream,
+                    Err(_) => drop(changes.recv().await),
+                }
+            }
+        })
+        .await
     }
 
     /// Lives by the clock from now on.
