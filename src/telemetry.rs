@@ -20,6 +20,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
+/// How loud the libraries are, unless the file names one. At `info` the swarm greets with a line that says less than ours;
+/// gossipsub warns of each forged message, and so lets a stranger write the log.
+const LIBRARIES: &str = "libp2p_swarm=warn,libp2p_gossipsub=error";
+
 /// The log of this process. Clones are the same log.
 #[derive(Clone)]
 pub struct Log {
@@ -71,7 +75,7 @@ impl Log {
     where
         W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
     {
-        let (filter, handle) = reload::Layer::new(EnvFilter::new("libp2p_swarm=warn,info"));
+        let (filter, handle) = reload::Layer::new(EnvFilter::new(format!("{LIBRARIES},info")));
         let format = Arc::new(line::Current::new(format));
         let colour = colour_wanted(io::stderr().is_terminal());
         let lines = tracing_subscriber::fmt::layer()
@@ -100,8 +104,7 @@ impl Log {
         };
         let mut filter = understood(level)?;
         if filter.max_level_hint() <= Some(LevelFilter::INFO) && !level.contains("libp2p") {
-            // At `info` the swarm greets with a line that says less than ours.
-            filter = understood(&format!("libp2p_swarm=warn,{level}"))?;
+            filter = understood(&format!("{LIBRARIES},{level}"))?;
         }
         let format = match section.format {
             config::LogFormat::Auto => Format::suited_to_stderr(),

@@ -82,6 +82,7 @@ pub struct NetReport {
     /// What peers said and the ledger was too busy to hear, since the start.
     pub missed: u64,
     pub relay: Report,
+    pub gossip: super::gossip::Tally,
     pub found: Found,
     pub reach: reaching::Report,
     /// `None` while the DHT is not used.
@@ -412,6 +413,7 @@ impl Driver {
             refused: self.refused,
             missed: self.ears.missed(),
             relay: self.swarm.behaviour().relay.report(),
+            gossip: self.swarm.behaviour().gossip.tally(),
             found: self.swarm.behaviour().peers.report(),
             reach: self.reach.report(),
             dht: self.swarm.behaviour_mut().discovery.report(),
