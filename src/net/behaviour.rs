@@ -1,17 +1,25 @@
 //! What the node speaks: the relay service and what every libp2p node needs beside it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use libp2p::{
+    autonat,
     connection_limits::{self, ConnectionLimits},
-    identify,
+    dcutr, identify,
     identity::Keypair,
     ping, relay,
     swarm::NetworkBehaviour,
 };
 use tokio::sync::watch;
 
-use super::{discovery, gate, gossip, mdns, peers, streams};
+use super::{
+    discovery, gate, gossip, mdns, peers,
+    reach::{
+        claims::Claims, dialback::DialBack, guarded::Guarded, mapping, observed::Sieve,
+        punch::Punch,
+    },
+    streams,
+};
 use crate::{
     acl::Membership,
     config::{Limits, Snapshot},
@@ -29,12 +37,17 @@ const PROTOCOL_VERSION: &str = "ipfs/0.1.0";
 pub struct Behaviour {
     pub gate: gate::Behaviour,
     pub limits: connection_limits::Behaviour,
-    pub identify: identify::Behaviour,
+    pub identify: Guarded<identify::Behaviour, Sieve>,
     pub ping: ping::Behaviour,
     pub relay: super::relay::Behaviour,
     pub relay_client: relay::client::Behaviour,
     pub peers: peers::Behaviour,
     pub streams: streams::Behaviour,
+    pub dcutr: Guarded<dcutr::Behaviour, Punch>,
+    pub autonat_v1: Guarded<autonat::Behaviour, Claims>,
+    pub autonat_v2: autonat::v2::client::Behaviour,
+    pub autonat_v2_server: Guarded<autonat::v2::server::Behaviour, DialBack>,
+    pub mapping: mapping::Behaviour,
     pub mdns: mdns::Behaviour,
     pub gossip: gossip::Behaviour,
     pub discovery: discovery::Behaviour,
@@ -57,19 +70,52 @@ impl Behaviour {
                 .with_cache_size(0);
         let limits =
             connection_limits::Behaviour::new(connection_limits(&live.borrow().config.limits));
+        let streams = streams::Behaviour::new();
         Self {
             gate: gate::Behaviour::new(live.clone()),
             limits,
-            identify: identify::Behaviour::new(identify),
+            identify: Guarded {
+                inner: identify::Behaviour::new(identify),
+                guard: Sieve::new(),
+            },
             ping: ping::Behaviour::default(),
             relay: super::relay::Behaviour::new(keypair.clone(), live.clone(), membership.clone()),
             relay_client,
-            peers: peers::Behaviour::new(local, live.clone(), membership, on_links),
-            streams: streams::Behaviour::new(),
+            peers: peers::Behaviour::new(local, live.clone(), membership.clone(), on_links),
+            dcutr: Guarded {
+                inner: dcutr::Behaviour::new(local),
+                guard: Punch::new(live.clone(), membership),
+            },
+            autonat_v1: Guarded {
+                inner: autonat::Behaviour::new(local, autonat_v1()),
+                guard: Claims::default(),
+            },
+            autonat_v2: autonat::v2::client::Behaviour::default(),
+            autonat_v2_server: Guarded {
+                inner: autonat::v2::server::Behaviour::default(),
+                guard: DialBack::new(streams.control()),
+            },
+            mapping: mapping::Behaviour::new(live.clone()),
+            streams,
             mdns: mdns::Behaviour::new(local, live.clone()),
             gossip: gossip::Behaviour::new(keypair.clone(), live.clone()),
             discovery: discovery::Behaviour::new(local, live),
         }
+    }
+}
+
+/// AutoNAT v1, which Go nodes ask for. It dials back, and asks, only peers seen at global addresses: what a neighbour
+/// behind the same NAT can dial says nothing about the world, and would make a node give its reservations back. In a
+/// network of private addresses the answer stays unknown, and reservations are held where there are relays.
+///
+/// Its limits are those of EdgeVPN's nodes: ten dial-backs a minute, for one peer or for all.
+fn autonat_v1() -> autonat::Config {
+    autonat::Config {
+        only_global_ips: true,
+        throttle_clients_global_max: 10,
+        throttle_clients_peer_max: 10,
+        throttle_clients_period: Duration::from_secs(60),
+        ..autonat::Config::default()
     }
 }
 

@@ -57,6 +57,11 @@ const COMMANDS: usize = 64;
 /// a human-scale pause, short enough that idle strangers do not fill `limits.connections`.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Panics within [`STUMBLE_AGE`] after which the network task ends. A race strikes once; what strikes at every turn does
+/// not heal by going on.
+const MOST_STUMBLES: usize = 16;
+const STUMBLE_AGE: Duration = Duration::from_secs(60);
+
 /// The swarm, as everybody else sees it. Clones are the same swarm; it stops when the last one is gone.
 #[derive(Clone)]
 pub struct Handle {
@@ -172,6 +177,7 @@ pub fn start(
         listeners: Listeners::default(),
         quic: HashSet::new(),
         refused: 0,
+        stumbles: Vec::new(),
         ears,
         reach: Reach::new(streams.clone(), membership.clone()),
         streams: streams.clone(),
@@ -306,6 +312,8 @@ struct Driver {
     /// Connections over QUIC: while there are any, a closed listener keeps its port.
     quic: HashSet<ConnectionId>,
     refused: u64,
+    /// When the swarm has panicked lately.
+    stumbles: Vec<tokio::time::Instant>,
     ears: Ears,
     streams: streams::Control,
     reach: Reach,
@@ -331,7 +339,11 @@ impl Driver {
                     Some(command) => self.obey(command),
                     None => return,
                 },
-                event = self.swarm.select_next_some() => self.notice(event),
+                event = task::contained("network", self.swarm.select_next_some()) => match event {
+                    Ok(event) => self.notice(event),
+                    Err(task::Panicked) if self.stumbled() => return,
+                    Err(task::Panicked) => {}
+                },
                 () = tokio::time::sleep_until(due.unwrap_or_else(far_future)), if due.is_some() => {
                     self.listeners.look_again(&mut self.swarm);
                 }
@@ -343,6 +355,20 @@ impl Driver {
             self.reach.act(&mut self.swarm);
             self.release_idle();
         }
+    }
+
+    /// A behaviour of the library has panicked: some of them assert what a race can break. What it was doing is lost, the
+    /// swarm goes on. Whether it does so too often to be of use.
+    fn stumbled(&mut self) -> bool {
+        let now = now();
+        self.stumbles
+            .retain(|at| now.duration_since(*at) < STUMBLE_AGE);
+        self.stumbles.push(now);
+        let hopeless = self.stumbles.len() > MOST_STUMBLES;
+        if hopeless {
+            tracing::error!("the network task panics again and again, and ends");
+        }
+        hopeless
     }
 
     fn follow_the_file(&mut self) {
@@ -415,7 +441,7 @@ impl Driver {
             relay: self.swarm.behaviour().relay.report(),
             gossip: self.swarm.behaviour().gossip.tally(),
             found: self.swarm.behaviour().peers.report(),
-            reach: self.reach.report(),
+            reach: self.reach_report(),
             dht: self.swarm.behaviour_mut().discovery.report(),
         }
     }

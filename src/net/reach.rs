@@ -1,15 +1,23 @@
-//! How others reach this node: the hands of [`crate::relay::upkeep`], which decides on which relays to hold reservations.
+//! How others reach this node: directly, through holes in a NAT, or through relays.
+//!
+//! ```text
+//! observed (identify) ─→ autonat v1, v2 ─→ evidence ─→ reachability ─→ relay::upkeep ─→ reservations
+//! mapping (UPnP) ──────→ confirmed addresses ─→ identify, relay
+//! circuit ─→ punch (DCUtR) ─→ direct connection, proven ─→ the relayed one is closed
+//! ```
+//!
+//! Here are the hands of [`crate::relay::upkeep`], which decides on which relays to hold reservations.
 #![allow(clippy::disallowed_methods, reason = "gives the upkeep its clock")]
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use libp2p::{
-    Multiaddr, PeerId, Swarm,
+    Multiaddr, PeerId, Swarm, autonat,
     core::transport::ListenerId,
     identify,
     multiaddr::Protocol,
@@ -21,24 +29,41 @@ use libp2p::{
 use tokio::sync::watch;
 
 use super::{
+    gate::scope,
     relay::proto,
     streams::{self, Link},
 };
 use crate::{
     acl::Membership,
     config::Config,
-    relay::upkeep::{self, Action, Failure, Source, Terms, Upkeep},
+    relay::upkeep::{Action, Failure, Reachability, Scope, Source, Terms, Upkeep},
 };
 
+pub mod claims;
+pub mod dialback;
+mod doubled;
+mod evidence;
+pub mod guarded;
+pub mod mapping;
+pub mod observed;
+pub mod punch;
 mod refusal;
 mod report;
-mod scope;
 
-pub use report::{Relay, Report};
-pub use scope::{is_global, scope_of};
+pub use evidence::Verdict;
+pub use report::{Punched, Relay, Report};
+
+use doubled::Doubled;
+use evidence::Evidence;
 
 /// Addresses of one discovered relay that are kept. A node has a few for each transport and interface.
 const ADDRESSES: usize = 8;
+
+/// Peers whose last hole punching is remembered; a report is for people.
+const PUNCHES: usize = 128;
+
+/// How often a relayed connection beside a direct one is looked at while something still runs on it.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 pub struct Reach {
     upkeep: Upkeep,
@@ -48,11 +73,20 @@ pub struct Reach {
     discovered: HashMap<PeerId, Vec<Multiaddr>>,
     /// One for each reservation that is held, asked for or given back.
     slots: HashMap<ListenerId, Slot>,
+    evidence: Evidence,
+    doubled: Doubled,
+    punches: BTreeMap<PeerId, Punch>,
     streams: streams::Control,
     membership: watch::Receiver<Arc<Membership>>,
     due: Option<Instant>,
     /// Something has happened since the last [`act`](Self::act).
     stirred: bool,
+}
+
+/// How hole punching with a peer went the last time.
+struct Punch {
+    at: Instant,
+    failure: Option<String>,
 }
 
 /// A listener on a circuit address, which is how the client asks for a reservation.
@@ -71,6 +105,9 @@ impl Reach {
             fixed: HashMap::new(),
             discovered: HashMap::new(),
             slots: HashMap::new(),
+            evidence: Evidence::default(),
+            doubled: Doubled::default(),
+            punches: BTreeMap::new(),
             streams,
             membership,
             due: None,
@@ -93,6 +130,8 @@ impl Reach {
             joining: config.network.is_some(),
         };
         self.upkeep.set_terms(terms, Instant::now());
+        self.evidence.declare(&config.transport.announce);
+        self.weigh();
         for peer in &client.peers {
             if self.is_direct(peer.id) {
                 self.upkeep.handle_connected(&peer.id);
@@ -156,7 +195,7 @@ impl Reach {
             .listen_addrs
             .iter()
             .filter(|address| !is_relayed(address))
-            .filter(|address| scope_of(address) == upkeep::Scope::Public);
+            .filter(|address| scope_of(address) == Scope::Public);
         addresses.extend(public.map(|address| without_peer(address)));
         addresses.truncate(ADDRESSES);
         let Some(scope) = addresses.iter().map(scope_of).min() else {
@@ -226,6 +265,78 @@ impl Reach {
         self.stirred = true;
     }
 
+    /// A direct connection carries answers.
+    pub fn proven(&mut self, peer: PeerId, connection: ConnectionId) {
+        self.doubled.proven(connection);
+        if self.streams.links(peer).iter().any(|link| link.relayed) {
+            self.doubled.look_at(peer);
+            self.stirred = true;
+        }
+    }
+
+    pub fn connection_closed(&mut self, connection: ConnectionId) {
+        self.doubled.closed(connection);
+    }
+
+    /// Hole punching with a peer has ended.
+    pub fn punched(&mut self, peer: PeerId, failure: Option<String>) {
+        tracing::debug!(%peer, failure, "hole punching");
+        let at = Instant::now();
+        self.punches.insert(peer, Punch { at, failure });
+        if self.punches.len() > PUNCHES
+            && let Some(oldest) = self
+                .punches
+                .iter()
+                .min_by_key(|(_, punch)| punch.at)
+                .map(|(peer, _)| *peer)
+        {
+            self.punches.remove(&oldest);
+        }
+    }
+
+    /// Somebody was asked to dial one of our addresses and has done so, or could not.
+    pub fn tested(&mut self, address: &Multiaddr, server: PeerId, reached: bool) {
+        let address = without_peer(address);
+        self.evidence
+            .tested(address, server, reached, Instant::now());
+        self.weigh();
+    }
+
+    pub fn autonat_v1(&mut self, event: &autonat::Event) {
+        match event {
+            autonat::Event::OutboundProbe(autonat::OutboundProbeEvent::Response {
+                peer, ..
+            }) => self.evidence.answered_v1(*peer),
+            autonat::Event::OutboundProbe(autonat::OutboundProbeEvent::Error {
+                peer: Some(peer),
+                error: autonat::OutboundProbeError::Response(_),
+                ..
+            }) => self.evidence.answered_v1(*peer),
+            autonat::Event::StatusChanged { new, .. } => {
+                let said = match new {
+                    autonat::NatStatus::Public(_) => Reachability::Public,
+                    autonat::NatStatus::Private => Reachability::Private,
+                    autonat::NatStatus::Unknown => Reachability::Unknown,
+                };
+                self.evidence.v1_says(said, Instant::now());
+                self.weigh();
+            }
+            autonat::Event::InboundProbe(_) | autonat::Event::OutboundProbe(_) => {}
+        }
+    }
+
+    pub fn address_expired(&mut self, address: &Multiaddr) {
+        self.evidence.expired(&without_peer(address));
+        self.weigh();
+    }
+
+    fn weigh(&mut self) {
+        let verdict = self.evidence.verdict();
+        self.upkeep
+            .set_reachability(verdict.reachability, Instant::now());
+        self.stirred = true;
+    }
+
     /// Does what the upkeep wants done, if something has happened.
     pub fn act(&mut self, swarm: &mut Swarm<impl NetworkBehaviour>) {
         if !std::mem::take(&mut self.stirred) {
@@ -239,7 +350,17 @@ impl Reach {
                 Action::Release(relay) => self.release(swarm, relay),
             }
         }
-        self.due = self.upkeep.next_deadline(now);
+        for connection in self.doubled.retire(&self.streams) {
+            tracing::debug!(%connection, "relayed connection closed for a direct one");
+            swarm.close_connection(connection);
+        }
+        let look_again = (!self.doubled.is_empty()).then(|| now + LOOK_AGAIN);
+        self.due = self
+            .upkeep
+            .next_deadline(now)
+            .into_iter()
+            .chain(look_again)
+            .min();
     }
 
     /// When time alone gives the upkeep something to do. What it was after the last [`act`](Self::act): asked anew in
@@ -319,6 +440,14 @@ impl Reach {
 
     fn is_direct(&self, peer: PeerId) -> bool {
         self.streams.links(peer).iter().any(|link| !link.relayed)
+    }
+}
+
+/// A name counts as public: whoever writes one down expects others to resolve it.
+fn scope_of(address: &Multiaddr) -> Scope {
+    match scope::of(address) {
+        Some(scope::Scope::Public) | None => Scope::Public,
+        Some(_) => Scope::Private,
     }
 }
 

@@ -63,7 +63,7 @@ fn reach(net: &NetReport) -> ReachReport {
         ("dht", known.dht),
     ];
     ReachReport {
-        reachability: net.reach.reachability.as_str().to_owned(),
+        reachability: net.reach.verdict.reachability.as_str().to_owned(),
         reservations: count(held),
         reservations_wanted: match net.reach.wanted {
             true => count(net.reach.target),
