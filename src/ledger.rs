@@ -137,7 +137,7 @@ impl Ledger {
         self.terms = terms;
         let mut usage = Usage::default();
         for record in self.items.values() {
-            usage.add(&self.account(record), record);
+            usage.add(self.account(record), record);
         }
         self.usage = usage;
         self.rebuild_roster(now);
@@ -374,10 +374,11 @@ impl Ledger {
     fn insert(&mut self, record: Arc<Record>) {
         let id = record.id();
         let held = self.items.insert(id, record.clone());
+        // In this order, so that an author's account is not forgotten in between.
+        self.usage.add(self.account(&record), &record);
         if let Some(held) = &held {
-            self.usage.remove(&self.account(held), held);
+            self.usage.remove(self.account(held), held);
         }
-        self.usage.add(&self.account(&record), &record);
         self.tree.change(
             id,
             held.as_deref().map_or(0, living_hash),
@@ -395,7 +396,7 @@ impl Ledger {
 
     fn remove(&mut self, id: Id) -> Option<Arc<Record>> {
         let held = self.items.remove(&id)?;
-        self.usage.remove(&self.account(&held), &held);
+        self.usage.remove(self.account(&held), &held);
         self.tree.change(id, living_hash(&held), 0, 0);
         if *held.bucket() == Bucket::Healthcheck {
             let ttl = self.terms.ttl;

@@ -6,7 +6,8 @@
 //!
 //! *Loss.* On connecting, and every `ledger.sync_interval`, less and less often while all is well, neighbours compare one
 //! number, the sum over everything that has settled. If it differs, they walk down the tree of sums to what differs and
-//! send each other that, and the link that knew better pushes again. Sums cost the same however much there is.
+//! send each other that, and the link that knew better pushes again. Sums cost the same however much there is. While
+//! things change, each node compares with one neighbour an interval, in turn: a node that the tree has lost finds out.
 //!
 //! [`Exchange`] only decides. The caller
 //! - calls [`Exchange::connected`] for each stream to a neighbour that is ready to carry messages, also again for a new
@@ -61,6 +62,13 @@ const CATCHING_UP: Duration = Duration::from_secs(2);
 /// When both sides compare at once, the one with the lower id goes on.
 const BOTH_SPOKE: Duration = Duration::from_secs(2);
 
+/// A change is looked for in the sums until so long after it: it settles after 20 s at most, and then once more.
+const LOOK_AFTER: Duration = Duration::from_secs(30);
+
+/// No more than one link is taken out of the tree in this time: if all links that bring something second were taken out at
+/// once, different ones for changes of different authors, nothing would be left of the tree.
+const PRUNE_PAUSE: Duration = Duration::from_secs(1);
+
 /// News that are remembered, to tell a neighbour that they came twice.
 const RECENT: usize = 512;
 
@@ -81,6 +89,11 @@ pub struct Exchange {
     /// Hashes of entries that the ledger does not take.
     refused: Recent,
     catching_up: Option<(PeerId, Instant)>,
+    /// When something last changed here.
+    changed: Option<Instant>,
+    /// When the next neighbour's turn is, while things change.
+    turn: Option<Instant>,
+    pruned: Option<Instant>,
     random: u64,
 }
 
@@ -91,7 +104,10 @@ struct Neighbour {
     /// When sums are compared next.
     due: Instant,
     pause: Duration,
+    /// When we last sent our sum, unless an answer came.
     spoke: Option<Instant>,
+    /// When either side last sent its sum.
+    compared: Instant,
     /// Bytes of answers left, as of then.
     allowance: (u64, Instant),
 }
@@ -120,6 +136,9 @@ impl Exchange {
             recent: Recent::new(RECENT),
             refused: Recent::new(REFUSED),
             catching_up: None,
+            changed: None,
+            turn: None,
+            pruned: None,
             random: seed,
         }
     }
@@ -147,6 +166,7 @@ impl Exchange {
                 due: at,
                 pause: self.interval,
                 spoke: None,
+                compared: at,
                 allowance: (ANSWER_BURST, at),
             },
         );
@@ -191,12 +211,22 @@ impl Exchange {
     /// Compares sums with the neighbours whose turn it is.
     pub fn poll(&mut self, ledger: &mut Ledger, now: UnixTime, at: Instant) -> Vec<Outgoing> {
         let mut outgoing = Vec::new();
+        if self.turn.is_some_and(|turn| turn <= at) {
+            self.take_turn(at);
+        }
         let due: Vec<PeerId> = self
             .neighbours
             .iter()
             .filter(|(_, neighbour)| neighbour.due <= at)
             .map(|(peer, _)| *peer)
             .collect();
+        if self.neighbours().1 == 0 {
+            // The neighbours that had asked for pushes are gone.
+            let all: Vec<PeerId> = self.neighbours.keys().copied().collect();
+            for peer in all {
+                self.set_push(peer, true, &mut outgoing);
+            }
+        }
         for peer in due {
             self.compare(peer, ledger, now, at, &mut outgoing);
         }
@@ -207,6 +237,7 @@ impl Exchange {
         self.neighbours
             .values()
             .map(|neighbour| neighbour.due)
+            .chain(self.turn)
             .min()
     }
 
@@ -229,7 +260,10 @@ impl Exchange {
     ) -> Handled {
         let mut handled = Handled::default();
         let out = &mut handled.outgoing;
-        if ledger.terms.ownership == Ownership::Off || !self.neighbours.contains_key(&from) {
+        // The last words of a neighbour that is gone are heard, not answered.
+        let is_heard =
+            self.neighbours.contains_key(&from) || matches!(message, Message::Entries { .. });
+        if ledger.terms.ownership == Ownership::Off || !is_heard {
             return handled;
         }
         ledger.advance(now);
@@ -261,18 +295,46 @@ impl Exchange {
             }
             Message::Entries { entries, why, next } => {
                 handled.merged = self.take(from, entries, why, ledger, now, at, out);
-                if let Some((below, first)) = next {
+                if let Some((below, first)) = next
+                    && self.neighbours.contains_key(&from)
+                {
                     let message = Message::Fetch { below, from: first };
                     out.push(Outgoing { to: from, message });
                 }
             }
-            Message::Push(on) => {
+            Message::Push(true) => {
                 if let Some(neighbour) = self.neighbours.get_mut(&from) {
-                    neighbour.push = on;
+                    neighbour.push = true;
+                }
+            }
+            Message::Push(false) => {
+                let others = |(peer, one): (&PeerId, &Neighbour)| *peer != from && one.push;
+                let is_last = !self.neighbours.iter().any(others);
+                if is_last {
+                    // Without this link nobody would hear of our changes.
+                    self.set_push(from, true, out);
+                } else if let Some(neighbour) = self.neighbours.get_mut(&from) {
+                    neighbour.push = false;
                 }
             }
         }
         handled
+    }
+
+    /// While things change: makes the neighbour due that was not compared with for the longest time.
+    fn take_turn(&mut self, at: Instant) {
+        let changing = self
+            .changed
+            .is_some_and(|changed| at < changed + LOOK_AFTER);
+        let spread = self.draw();
+        self.turn = changing.then(|| at + jittered(self.interval, spread));
+        let next = self
+            .neighbours
+            .values_mut()
+            .min_by_key(|neighbour| neighbour.compared);
+        if let Some(neighbour) = next {
+            neighbour.due = at;
+        }
     }
 
     /// Sends our sum and says when to do so again.
@@ -294,6 +356,7 @@ impl Exchange {
         // No answer means agreement.
         neighbour.pause = neighbour.pause.saturating_mul(2).min(most);
         neighbour.spoke = Some(at);
+        neighbour.compared = at;
         if ledger.terms.ownership != Ownership::Off {
             out.push(Outgoing {
                 to: peer,
@@ -312,6 +375,7 @@ impl Exchange {
         if let Some(neighbour) = self.neighbours.get_mut(peer) {
             neighbour.due = at + jittered(neighbour.pause, spread);
             neighbour.pause = neighbour.pause.saturating_mul(2).min(most);
+            neighbour.compared = at;
         }
     }
 
@@ -453,7 +517,10 @@ impl Exchange {
             Why::News if new.is_empty() => {
                 let twice = !hashes.is_empty() && hashes.iter().all(|hash| self.recent.has(*hash));
                 // The last link that pushes is kept, whatever comes over it.
-                if twice && self.neighbours().1 > 1 {
+                let is_pushed = |peer| self.neighbours.get(peer).is_some_and(|one| one.push);
+                let rested = self.pruned.is_none_or(|pruned| at >= pruned + PRUNE_PAUSE);
+                if twice && rested && is_pushed(&from) && self.neighbours().1 > 1 {
+                    self.pruned = Some(at);
                     self.set_push(from, false, out);
                 }
             }
@@ -488,6 +555,14 @@ impl Exchange {
         at: Instant,
         out: &mut Vec<Outgoing>,
     ) {
+        if changed.is_empty() {
+            return;
+        }
+        self.changed = Some(at);
+        if self.turn.is_none() {
+            let spread = self.draw();
+            self.turn = Some(at + jittered(self.interval, spread));
+        }
         let is_old = |record: &&Arc<Record>| ledger.tree.is_settled(record.entry().updated_at);
         if changed.iter().any(|record| is_old(&record)) {
             self.compare_soon(except, at);
@@ -501,8 +576,9 @@ impl Exchange {
             return;
         }
         let messages = pack(news, Why::News);
+        let to_all = self.neighbours().1 == 0;
         for (peer, neighbour) in &self.neighbours {
-            if neighbour.push && Some(*peer) != except {
+            if (neighbour.push || to_all) && Some(*peer) != except {
                 out.extend(messages.iter().map(|message| Outgoing {
                     to: *peer,
                     message: message.clone(),

@@ -453,24 +453,23 @@ impl Ledger {
             batch.check(record)?;
         }
         let account = self.fits(record)?;
-        self.usage.spend(&account, &self.terms, batch.now)
+        self.usage.spend(account, &self.terms, batch.now)
     }
 
     /// Whom it is charged to, if there is room.
     fn fits(&self, record: &Record) -> Result<Account, Rejection> {
         let account = self.account(record);
         let held = self.items.get(&record.id());
-        let paid = held.map(|held| (self.account(held), held));
-        let replaced = paid.as_ref().map(|(account, held)| (account, &***held));
-        self.usage.admit(&account, record, replaced, &self.terms)?;
+        let paid = held.map(|held| (self.account(held), &**held));
+        self.usage.admit(account, record, paid, &self.terms)?;
         Ok(account)
     }
 
     pub(super) fn account(&self, record: &Record) -> Account {
         if self.terms.ownership != Ownership::Off && record.is_signed() {
-            Account::Author(record.entry().owner.as_str().into())
+            Account::Author(record.author())
         } else {
-            Account::Unsigned(record.bucket().clone())
+            Account::of_unsigned(record.bucket())
         }
     }
 

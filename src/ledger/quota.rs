@@ -1,7 +1,7 @@
 //! How much of the ledger each author takes, and how fast.
 //!
 //! The author is who signed. Entries without a valid signature name nobody who could be held to account (anybody can write
-//! somebody else's name into them), so those of a bucket share one account.
+//! somebody else's name into them), so those of a known bucket share one account, and those of all other buckets another.
 
 use std::collections::HashMap;
 
@@ -40,10 +40,35 @@ pub(super) struct Usage {
     others: HashMap<Box<str>, u32>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Account {
-    Author(Box<str>),
-    Unsigned(Bucket),
+    /// [`Record::author`].
+    Author(u64),
+    /// Of a bucket with a name of its own.
+    Unsigned(u8),
+    UnsignedElsewhere,
+}
+
+impl Account {
+    pub fn of_unsigned(bucket: &Bucket) -> Account {
+        bucket
+            .code()
+            .map_or(Account::UnsignedElsewhere, Account::Unsigned)
+    }
+
+    fn max_entries(self, terms: &Terms) -> u32 {
+        match self {
+            Account::Author(_) | Account::UnsignedElsewhere => terms.quota_entries,
+            Account::Unsigned(_) => UNSIGNED_ENTRIES,
+        }
+    }
+
+    fn max_bytes(self, terms: &Terms) -> u64 {
+        match self {
+            Account::Author(_) | Account::UnsignedElsewhere => terms.quota_bytes,
+            Account::Unsigned(_) => UNSIGNED_BYTES,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,9 +93,9 @@ impl Usage {
     /// Whether `record` may take the place of `replaced`.
     pub fn admit(
         &self,
-        account: &Account,
+        account: Account,
         record: &Record,
-        replaced: Option<(&Account, &Record)>,
+        replaced: Option<(Account, &Record)>,
         terms: &Terms,
     ) -> Result<(), Rejection> {
         let entry = record.entry();
@@ -102,23 +127,17 @@ impl Usage {
         {
             return Err(Rejection::Full);
         }
-        let held = self.accounts.get(account).copied().unwrap_or_default();
+        let held = self.accounts.get(&account).copied().unwrap_or_default();
         let (own, own_bytes) = match replaced {
             Some((paid, record)) if paid == account => (1, record.bytes()),
             _ => (0, 0),
-        };
-        let (max_entries, max_bytes) = match account {
-            Account::Author(_) | Account::Unsigned(Bucket::Other(_)) => {
-                (terms.quota_entries, terms.quota_bytes)
-            }
-            Account::Unsigned(_) => (UNSIGNED_ENTRIES, UNSIGNED_BYTES),
         };
         let entries = held.entries.saturating_sub(own).saturating_add(1);
         let bytes = held
             .bytes
             .saturating_sub(own_bytes)
             .saturating_add(record.bytes());
-        if entries > max_entries || bytes > max_bytes {
+        if entries > account.max_entries(terms) || bytes > account.max_bytes(terms) {
             return Err(Rejection::OverQuota);
         }
         Ok(())
@@ -127,16 +146,13 @@ impl Usage {
     /// Takes one write from an author's allowance: its quota at once, and as much again each minute.
     pub fn spend(
         &mut self,
-        account: &Account,
+        account: Account,
         terms: &Terms,
         now: UnixTime,
     ) -> Result<(), Rejection> {
-        let most = match account {
-            Account::Author(_) | Account::Unsigned(Bucket::Other(_)) => terms.quota_entries,
-            Account::Unsigned(_) => UNSIGNED_ENTRIES,
-        };
+        let most = account.max_entries(terms);
         // An account that holds nothing is not remembered; it has its whole allowance.
-        let Some(held) = self.accounts.get_mut(account) else {
+        let Some(held) = self.accounts.get_mut(&account) else {
             return Ok(());
         };
         let passed = now.as_secs().saturating_sub(held.since).min(REFILL_SECONDS);
@@ -154,8 +170,8 @@ impl Usage {
         Ok(())
     }
 
-    pub fn add(&mut self, account: &Account, record: &Record) {
-        let held = self.accounts.entry(account.clone()).or_default();
+    pub fn add(&mut self, account: Account, record: &Record) {
+        let held = self.accounts.entry(account).or_default();
         held.entries = held.entries.saturating_add(1);
         held.bytes = held.bytes.saturating_add(record.bytes());
         self.entries = self.entries.saturating_add(1);
@@ -165,12 +181,12 @@ impl Usage {
         }
     }
 
-    pub fn remove(&mut self, account: &Account, record: &Record) {
-        if let Some(held) = self.accounts.get_mut(account) {
+    pub fn remove(&mut self, account: Account, record: &Record) {
+        if let Some(held) = self.accounts.get_mut(&account) {
             held.entries = held.entries.saturating_sub(1);
             held.bytes = held.bytes.saturating_sub(record.bytes());
             if held.entries == 0 {
-                self.accounts.remove(account);
+                self.accounts.remove(&account);
             }
         }
         self.entries = self.entries.saturating_sub(1);

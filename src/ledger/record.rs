@@ -17,6 +17,7 @@ pub struct Record {
     key: Box<str>,
     entry: Entry,
     id: Id,
+    author: u64,
     hash: u64,
     beat: Option<Box<Beat>>,
     signed: OnceLock<bool>,
@@ -34,6 +35,7 @@ impl Record {
         };
         Arc::new(Record {
             id,
+            author: high_bits(Sha256::new_with_prefix(&entry.owner)),
             hash: high_bits(digest),
             beat,
             signed: OnceLock::new(),
@@ -57,6 +59,11 @@ impl Record {
 
     pub(super) fn id(&self) -> Id {
         self.id
+    }
+
+    /// Differs between authors. To have the account of another, somebody would have to find a peer id with the same digest.
+    pub(super) fn author(&self) -> u64 {
+        self.author
     }
 
     /// Differs when anything in the entry differs.

@@ -9,9 +9,16 @@ use edgevpn::{
 };
 use libp2p::identity::Keypair;
 
+mod convergence;
 mod hostile;
+mod laws;
 mod members;
+mod state;
 mod vectors;
+
+/// The simulation that the bench runs at larger sizes.
+#[path = "../../benches/scale/network.rs"]
+mod network;
 
 /// 2026-11-21 09:06:40 UTC, as the vectors have it.
 const NOW: UnixTime = UnixTime::from_secs(1_795_252_000);
@@ -118,7 +125,6 @@ fn blocks<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str, Entry)>) -> B
     }
 }
 
-#[expect(dead_code, reason = "for the tests of the exchange")]
 /// What a record is, to compare ledgers by.
 fn plain(record: &Record) -> (Bucket, String, Entry) {
     (
