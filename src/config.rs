@@ -679,6 +679,57 @@ mod tests {
     }
 
     #[test]
+    fn the_environment_alone_makes_a_member_of_a_network() {
+        let token = Token::generate(360, |bytes: &mut [u8]| bytes.fill(7));
+        let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let surroundings = Surroundings {
+            env: BTreeMap::from([
+                variable("EDGEVPNTOKEN", &token.to_base64()),
+                variable("EDGEVPN_RELAY_SERVICE_NETWORK_ONLY", "true"),
+            ]),
+            ..Surroundings::default()
+        };
+        let source = Source {
+            name: "e.toml".to_owned(),
+            bytes: b"version = 1\n".to_vec(),
+        };
+        let checked = parse(source, &surroundings).resolve(Vec::new());
+        assert_eq!(checked.diagnostics, []);
+        let config = checked.config.expect("valid");
+        let network = config.network.expect("a network");
+        assert_eq!(network.token.fingerprint(), token.fingerprint());
+        let told = |key: &str| {
+            let effective = config.keys.get(key).expect(key);
+            (effective.value.clone(), effective.origin.to_string())
+        };
+        let fingerprint = serde_json::json!(token.fingerprint().to_string());
+        assert_eq!(
+            told("network.token"),
+            (fingerprint, "env EDGEVPNTOKEN".into())
+        );
+        let origin = "env EDGEVPN_RELAY_SERVICE_NETWORK_ONLY";
+        assert_eq!(told("acl.reserve"), ("members".into(), origin.into()));
+    }
+
+    #[test]
+    fn a_network_makes_reservations_a_matter_of_members() {
+        let token = Token::generate(360, |bytes: &mut [u8]| bytes.fill(7)).to_base64();
+        let config = |more: &str| {
+            let text = format!("version = 1\nnetwork.token = \"{token}\"\n{more}");
+            Config::from_toml(&text).expect("valid")
+        };
+        let reserve = |config: &Config| config.keys.get("acl.reserve").map(|set| set.value.clone());
+        assert_eq!(reserve(&config("")), Some("members".into()));
+        assert_eq!(
+            reserve(&config("acl.reserve = \"anyone\"")),
+            Some("anyone".into())
+        );
+        assert_eq!(config("").access.bootstrap, Duration::from_secs(120));
+        let alone = Config::from_toml("version = 1").expect("valid");
+        assert_eq!(reserve(&alone), Some("listed".into()));
+    }
+
+    #[test]
     fn tables_of_an_array_are_called_by_their_identity() {
         let peer = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
         let text = format!(

@@ -98,6 +98,11 @@ fn relay(registry: &mut Registry, report: &StatusReport) {
             "relay.resources.max_reservations",
             relay.max_reservations,
         ),
+        (
+            "relay_guests",
+            "Reservations that only the bootstrap window admits",
+            relay.guests,
+        ),
         ("relay_circuits", "Circuits established", relay.circuits),
         (
             "relay_circuits_max",

@@ -229,9 +229,13 @@ fn relay_line(relay: &relay::Report) -> String {
     };
     let mut parts = vec![
         format!(
-            "{} of {}",
+            "{} of {}{}",
             grouped(relay.reservations.into()),
-            count(relay.max_reservations.into(), "reservation")
+            count(relay.max_reservations.into(), "reservation"),
+            match relay.guests {
+                0 => String::new(),
+                guests => format!(" ({} of guests)", grouped(guests.into())),
+            }
         ),
         format!("{}{draining}", count(relay.circuits.into(), "circuit")),
         format!(
