@@ -31,7 +31,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::{Changes, changes};
+use super::{Changes, changes, exchange};
 use crate::{
     config::Snapshot,
     id::UnixTime,
@@ -39,11 +39,11 @@ use crate::{
 };
 use control::Command;
 use guard::{Guard, Refusal};
-use handler::{Handler, Offer, Order, Report};
+use handler::{Handler, Order, Report};
 use links::order;
 use peer::{Parked, Peer};
 use rooms::{Audience, Moves, Rooms};
-use router::{Allowed, Router};
+use router::{Allowed, Offers, Router};
 
 pub use control::{Control, Unpublished, Verdict};
 pub use libp2p::gossipsub::MessageId;
@@ -59,7 +59,7 @@ mod rooms;
 mod router;
 
 /// Nodes of this program offer this protocol, and keep what they know of a peer when a stream of it ends.
-const OURS: StreamProtocol = StreamProtocol::new("/edgevpn/ledger/1.0.0");
+const OURS: StreamProtocol = exchange::PROTOCOL;
 
 /// What EdgeVPN writes into its tokens. The router is made for at least this, so that it need not be made anew when a token
 /// is exchanged.
@@ -132,7 +132,9 @@ pub struct Behaviour {
     /// Bytes of the largest message the router takes.
     capacity: u64,
     allowed: Allowed,
-    offer: Offer,
+    offers: Offers,
+    /// Peers that have brought or signed what the ledger has accepted.
+    proved: HashSet<PeerId>,
     rooms: Rooms,
     tokens: Vec<Arc<Token>>,
     peers: HashMap<PeerId, Peer>,
@@ -178,7 +180,8 @@ impl Behaviour {
             router: None,
             capacity: 0,
             allowed: Allowed::default(),
-            offer: Offer::default(),
+            offers: Offers::default(),
+            proved: HashSet::new(),
             rooms: Rooms::default(),
             tokens: Vec::new(),
             peers: HashMap::new(),
@@ -283,6 +286,12 @@ impl Behaviour {
         if let Some(router) = &mut self.router {
             router.report_message_validation_result(id, forwarder, acceptance);
         }
+        if verdict == Verdict::Accept {
+            self.prove(*forwarder);
+            router::author_of(id)
+                .into_iter()
+                .for_each(|author| self.prove(author));
+        }
     }
 
     fn follow_the_file(&mut self) {
@@ -307,12 +316,12 @@ impl Behaviour {
 
     /// Starts to speak, in all rooms and to every peer that understands.
     fn start(&mut self, capacity: u64) {
-        let Some((router, offer)) = router::make(&self.keypair, capacity, &self.allowed) else {
+        let Some((router, offers)) = router::make(&self.keypair, capacity, &self.allowed) else {
             return;
         };
         self.router = Some(router);
         self.capacity = capacity;
-        self.offer = offer;
+        self.offers = offers;
         let join = self.rooms.topics().cloned().collect();
         self.shift(Moves {
             join,
@@ -324,9 +333,8 @@ impl Behaviour {
                 continue;
             };
             let (best, gossip) = (peer.best_link(), peer.gossip);
-            for link in peer.links.iter().map(|link| link.id) {
-                let offer = Order::Offer(self.offer.clone());
-                self.orders.push_back(order(id, link, offer));
+            for link in peer.links.iter().map(|link| link.id).collect::<Vec<_>>() {
+                self.offer(id, link);
             }
             if let (Some(link), true) = (best, gossip) {
                 self.restart(id, link, Parked::Stays);
@@ -336,7 +344,7 @@ impl Behaviour {
 
     /// Falls silent.
     fn stop(&mut self) {
-        self.offer = Offer::default();
+        self.offers = Offers::default();
         self.held.clear();
         self.moved = true;
         let Some(mut router) = self.router.take() else {
@@ -348,6 +356,7 @@ impl Behaviour {
         for (id, peer) in &mut self.peers {
             for link in &mut peer.links {
                 link.active = false;
+                link.full = false;
                 self.orders.push_back(order(*id, link.id, Order::Withdraw));
             }
             peer.speaker = None;
@@ -387,6 +396,10 @@ impl Behaviour {
     }
 
     fn look_at_the_clock(&mut self) {
+        let set_since = self.router.is_none() && SystemTime::now() >= SystemTime::UNIX_EPOCH;
+        if set_since && !self.tokens.is_empty() {
+            self.follow_the_file();
+        }
         let moves = self.rooms.turn((self.clock)());
         if moves != Moves::default() {
             self.tally.rotations = self.tally.rotations.saturating_add(1);
@@ -511,7 +524,7 @@ impl NetworkBehaviour for Behaviour {
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<Handler, ConnectionDenied> {
-        Ok(Handler::new(OURS, self.offer.clone()))
+        Ok(Handler::new(OURS, self.offers.small.clone()))
     }
 
     fn handle_established_outbound_connection(
@@ -522,7 +535,7 @@ impl NetworkBehaviour for Behaviour {
         _: Endpoint,
         _: PortUse,
     ) -> Result<Handler, ConnectionDenied> {
-        Ok(Handler::new(OURS, self.offer.clone()))
+        Ok(Handler::new(OURS, self.offers.small.clone()))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {

@@ -258,7 +258,7 @@ impl Handler {
         self.wants = false;
         self.granted = false;
         Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
-            protocol: SubstreamProtocol::new(terms.speech.clone(), self.epoch),
+            protocol: SubstreamProtocol::new(terms.outbound.clone(), self.epoch),
         })
     }
 
@@ -418,16 +418,22 @@ impl ConnectionHandler for Handler {
 pub struct Offer(Option<Arc<Terms>>);
 
 struct Terms {
-    speech: Speech,
+    inbound: Speech,
+    outbound: Speech,
     protocols: Vec<Protocol>,
 }
 
 type Protocol = <Speech as UpgradeInfo>::Info;
 
 impl Offer {
-    pub fn new(speech: Speech) -> Self {
-        let protocols = speech.protocol_info();
-        Self(Some(Arc::new(Terms { speech, protocols })))
+    /// Takes streams by the terms of `inbound` and opens them by those of `outbound`.
+    pub fn new(inbound: Speech, outbound: Speech) -> Self {
+        let protocols = inbound.protocol_info();
+        Self(Some(Arc::new(Terms {
+            inbound,
+            outbound,
+            protocols,
+        })))
     }
 }
 
@@ -466,7 +472,7 @@ impl InboundUpgrade<Stream> for Offer {
 
     fn upgrade_inbound(self, stream: Stream, protocol: Protocol) -> Self::Future {
         match self.0 {
-            Some(terms) => Box::pin(terms.speech.clone().upgrade_inbound(stream, protocol)),
+            Some(terms) => Box::pin(terms.inbound.clone().upgrade_inbound(stream, protocol)),
             // Nothing was offered, so nothing can have been agreed on.
             None => Box::pin(future::pending()),
         }

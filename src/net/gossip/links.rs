@@ -18,6 +18,13 @@ use super::{
     router::{close, establish, mint},
 };
 
+/// Connections of peers that have not proved themselves and may bring messages of any size all the same: with the 20 MiB of
+/// the usual token, 320 MiB at worst.
+const STRANGERS: usize = 16;
+
+/// Peers remembered as proved; with more, all prove themselves anew.
+const PROVED: usize = 16_384;
+
 impl Behaviour {
     pub(super) fn reported(&mut self, id: PeerId, link: ConnectionId, report: Report) {
         let now = Instant::now();
@@ -143,7 +150,49 @@ impl Behaviour {
             relayed: address.iter().any(|part| part == Protocol::P2pCircuit),
             dialled: endpoint.is_dialer(),
             active: false,
+            full: false,
         });
+        self.offer(id, link);
+    }
+
+    /// Tells a connection how large a message it may bring: any, from peers that have brought or signed something true,
+    /// and from the first few others. Everybody else could make us buffer the largest message of a token each.
+    pub(super) fn offer(&mut self, id: PeerId, link: ConnectionId) {
+        if self.router.is_none() {
+            return;
+        }
+        let strangers = self
+            .peers
+            .iter()
+            .filter(|(id, _)| !self.proved.contains(id));
+        let strangers = strangers.flat_map(|(_, peer)| &peer.links);
+        let full =
+            self.proved.contains(&id) || strangers.filter(|link| link.full).count() < STRANGERS;
+        let Some(link) = self.peers.get_mut(&id).and_then(|peer| peer.link(link)) else {
+            return;
+        };
+        link.full = full;
+        let offer = match full {
+            true => self.offers.full.clone(),
+            false => self.offers.small.clone(),
+        };
+        self.orders
+            .push_back(order(id, link.id, Order::Offer(offer)));
+    }
+
+    /// The peer has brought or signed something that only a member can.
+    pub(super) fn prove(&mut self, id: PeerId) {
+        if self.proved.len() >= PROVED {
+            self.proved.clear();
+        }
+        if !self.proved.insert(id) {
+            return;
+        }
+        let links = self.peers.get(&id).map(|peer| &peer.links);
+        let small = links.into_iter().flatten().filter(|link| !link.full);
+        for link in small.map(|link| link.id).collect::<Vec<_>>() {
+            self.offer(id, link);
+        }
     }
 
     pub(super) fn disconnected(&mut self, closed: ConnectionClosed<'_>) {

@@ -51,6 +51,8 @@ pub struct Link {
     pub dialled: bool,
     /// Its handler holds one of the library.
     pub active: bool,
+    /// It may bring messages of any size.
+    pub full: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,5 +149,95 @@ impl Peer {
 
     pub fn may_say_hello(&mut self, now: Instant) -> bool {
         self.hellos.take(HELLOS, now).is_ok()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)] // Tests start their own clock.
+mod tests {
+    use super::*;
+
+    fn link(id: usize, relayed: bool) -> Link {
+        Link {
+            id: ConnectionId::new_unchecked(id),
+            relayed,
+            dialled: false,
+            active: false,
+            full: true,
+        }
+    }
+
+    /// A peer we speak to on connection 1, a moment ago.
+    fn peer(ours: bool, now: Instant) -> Peer {
+        let mut links = vec![link(1, false), link(2, false)];
+        links[0].active = true;
+        Peer {
+            links,
+            speaker: Some(ConnectionId::new_unchecked(1)),
+            ours,
+            opened: Some(now),
+            ..Peer::default()
+        }
+    }
+
+    const ONE: fn() -> ConnectionId = || ConnectionId::new_unchecked(1);
+    const TWO: fn() -> ConnectionId = || ConnectionId::new_unchecked(2);
+
+    #[test]
+    fn the_first_stream_is_taken_and_a_second_means_that_we_are_forgotten() {
+        let now = Instant::now();
+        let mut peer = peer(false, now);
+        assert_eq!(peer.arrived(ONE(), true, now), Arrival::Take);
+        assert_eq!(peer.arrived(ONE(), true, now), Arrival::Restart);
+        assert_eq!(
+            peer.arrived(TWO(), true, now),
+            Arrival::Restart,
+            "on any connection"
+        );
+    }
+
+    #[test]
+    fn nodes_of_ours_do_not_answer_an_answer() {
+        let now = Instant::now();
+        let mut peer = peer(true, now);
+        assert_eq!(peer.arrived(ONE(), true, now), Arrival::Take);
+        let soon = now + Duration::from_secs(3);
+        assert_eq!(
+            peer.arrived(ONE(), true, soon),
+            Arrival::Take,
+            "the answer to ours"
+        );
+        assert_eq!(peer.arrived(TWO(), true, soon), Arrival::Listen);
+        let later = now + ECHO;
+        assert_eq!(peer.arrived(ONE(), true, later), Arrival::Restart);
+    }
+
+    #[test]
+    fn a_handler_is_replaced_before_it_has_taken_too_many() {
+        let now = Instant::now();
+        let mut peer = peer(true, now);
+        peer.heard = true;
+        assert_eq!(peer.arrived(ONE(), false, now), Arrival::Restart);
+    }
+
+    #[test]
+    fn a_first_stream_on_a_direct_connection_is_answered_there() {
+        let now = Instant::now();
+        let mut peer = peer(false, now);
+        peer.links = vec![link(1, true), link(2, false)];
+        assert_eq!(peer.arrived(TWO(), true, now), Arrival::Restart);
+    }
+
+    #[test]
+    fn who_restarts_too_often_waits_and_is_not_forgotten() {
+        let now = Instant::now();
+        let mut peer = peer(false, now);
+        peer.heard = true;
+        let answered = (0..100).take_while(|_| peer.arrived(ONE(), true, now) == Arrival::Restart);
+        assert_eq!(answered.count(), 32);
+        peer.wait(Waiting::Restart(ONE(), Parked::IsTaken));
+        peer.wait(Waiting::Reopen(ONE()));
+        assert_eq!(peer.waiting, Some(Waiting::Restart(ONE(), Parked::IsTaken)));
+        assert!(peer.may_say_hello(now + Duration::from_secs(5)));
     }
 }

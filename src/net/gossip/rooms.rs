@@ -229,3 +229,117 @@ impl Room {
         outlet
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Rotation;
+
+    fn token(room: &str, interval: u64) -> Arc<Token> {
+        let rotation = || Rotation {
+            interval,
+            key: "key".to_owned(),
+            length: 43,
+        };
+        Arc::new(Token {
+            dht: rotation(),
+            crypto: rotation(),
+            room: room.to_owned(),
+            rendezvous: String::new(),
+            mdns: String::new(),
+            max_message_size: 1,
+        })
+    }
+
+    fn at(seconds: u64) -> UnixTime {
+        UnixTime::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_turn_joins_the_window_after_the_next_and_leaves_the_oldest() {
+        let (mut rooms, token) = (Rooms::default(), token("room", 360));
+        let first = rooms.follow(std::slice::from_ref(&token), at(3600));
+        assert_eq!((first.join.len(), first.leave.len()), (3, 0));
+        assert_eq!(rooms.turn(at(3959)), Moves::default());
+        let topic = |window| vec![TopicHash::from_raw(token.topic(Window(window)))];
+        let (join, leave) = (topic(12), topic(9));
+        assert_eq!(rooms.turn(at(3960)), Moves { join, leave });
+        assert_eq!(
+            rooms.until_rotation(at(3960)),
+            Some(Duration::from_secs(360))
+        );
+    }
+
+    #[test]
+    fn a_clock_that_steps_is_followed_both_ways() {
+        let (mut rooms, token) = (Rooms::default(), token("room", 360));
+        rooms.follow(std::slice::from_ref(&token), at(36_000));
+        for now in [0, 36_000, 32_400, u64::MAX / 2, 36_360] {
+            rooms.turn(at(now));
+            let expected = if now == 0 { 2 } else { 3 };
+            assert_eq!(rooms.topics().count(), expected, "at {now}");
+        }
+    }
+
+    #[test]
+    fn one_room_of_two_tokens_is_joined_once_and_belongs_to_the_own() {
+        let (own, accepted) = (token("room", 360), token("room", 360));
+        let other = token("other", 60);
+        let mut rooms = Rooms::default();
+        rooms.follow(&[own.clone(), accepted, other], at(3600));
+        assert_eq!(rooms.topics().count(), 6);
+        let topic = TopicHash::from_raw(own.topic(Window(10)));
+        let place = rooms.place(&topic).expect("a room");
+        assert_eq!(
+            (place.network, place.window),
+            (own.fingerprint(), Window(10))
+        );
+    }
+
+    #[test]
+    fn the_own_window_comes_first_then_the_previous_then_the_next_and_nobody_is_left_out() {
+        let token = token("room", 360);
+        let mut rooms = Rooms::default();
+        rooms.follow(std::slice::from_ref(&token), at(3600));
+        let outlet = |peers: &[&[u64]]| {
+            let peers: Vec<HashSet<TopicHash>> = peers
+                .iter()
+                .map(|windows| {
+                    windows
+                        .iter()
+                        .map(|window| TopicHash::from_raw(token.topic(Window(*window))))
+                        .collect()
+                })
+                .collect();
+            let audience = peers.iter().map(|topics| Audience {
+                topics,
+                ours: topics.len() > 1,
+            });
+            rooms
+                .outlets(audience)
+                .remove(&token.fingerprint())
+                .expect("a network")
+        };
+        let ours: &[u64] = &[9, 10, 11];
+        let cases: [(&[&[u64]], u64, &[u64]); 7] = [
+            (&[], 10, &[]),
+            (&[ours], 10, &[]),
+            (&[ours, &[10]], 10, &[]),
+            (&[&[9]], 9, &[]),
+            (&[&[11]], 11, &[]),
+            (&[ours, &[9]], 10, &[9]),
+            (&[&[9], &[11]], 9, &[11]),
+        ];
+        for (peers, window, also) in cases {
+            let outlet = outlet(peers);
+            let also: Vec<Window> = also.iter().copied().map(Window).collect();
+            assert_eq!(
+                (outlet.window, outlet.also),
+                (Window(window), also),
+                "{peers:?}"
+            );
+        }
+        let counted = outlet(&[ours, &[9], &[42]]);
+        assert_eq!((counted.subscribers, counted.strangers), (2, 1));
+    }
+}

@@ -24,10 +24,14 @@ use libp2p::{
     },
 };
 
-use super::handler::{Inner, Offer};
+use super::handler::{Inner, Offer, Speech};
 
 /// The library compares its whole read buffer with the limit of one message; the buffer may hold the beginning of the next.
 const FRAME_SLACK: u64 = 64 * 1024;
+
+/// Bytes of the largest message of a peer that has not proved itself and comes when others like it are here: a state of
+/// 3,600 entries.
+const SMALL_MESSAGE: u64 = 1024 * 1024;
 
 /// Bytes of subscriptions and control messages in one frame. An EdgeVPN node may announce 5000 messages at once, which is
 /// 230 KiB; twice that.
@@ -90,43 +94,71 @@ fn nowhere() -> ConnectedPoint {
     }
 }
 
+/// What connections offer: streams for messages of any size, and streams for small ones only.
+#[derive(Clone, Default)]
+pub struct Offers {
+    pub full: Offer,
+    pub small: Offer,
+}
+
 /// A router for messages of `capacity` bytes, and what its connections offer.
-pub fn make(keypair: &Keypair, capacity: u64, allowed: &Allowed) -> Option<(Router, Offer)> {
+pub fn make(keypair: &Keypair, capacity: u64, allowed: &Allowed) -> Option<(Router, Offers)> {
     if SystemTime::now() < SystemTime::UNIX_EPOCH {
         tracing::error!("the clock stands before 1970: no gossip until it is set");
         return None;
     }
-    let frame = usize::try_from(capacity.saturating_add(FRAME_SLACK)).unwrap_or(usize::MAX);
-    let make = || {
-        let config = gossipsub::ConfigBuilder::default()
-            .validation_mode(ValidationMode::Strict)
-            .validate_messages()
-            .message_id_fn(message_id)
-            .max_transmit_size(frame)
-            .max_control_message_size(CONTROL_BYTES)
-            .duplicate_cache_time(REMEMBERED)
-            .flood_publish(true)
-            .connection_handler_queue_len(WAITING_FOR_PEER)
-            .heartbeat_initial_delay(Duration::from_secs(1))
-            .build()
-            .map_err(|cause| cause.to_string())?;
-        let authenticity = MessageAuthenticity::Signed(keypair.clone());
-        Router::new_with_subscription_filter(authenticity, config, allowed.clone())
-            .map_err(str::to_owned)
-    };
-    // A second one, to see what a connection offers before there is one.
-    let made = make().and_then(|router| Ok((router, make()?)));
-    let (router, mut model) = match made {
-        Ok(made) => made,
+    let made = router(keypair, capacity, allowed).and_then(|made| {
+        // Two more, to see what a connection offers before there is one.
+        let full = router(keypair, capacity, allowed)?;
+        let small = router(keypair, SMALL_MESSAGE, allowed)?;
+        Ok((made, speech(full, keypair), speech(small, keypair)))
+    });
+    match made {
+        Ok((router, full, small)) => {
+            let (full, small) = (full?, small?);
+            let offers = Offers {
+                small: Offer::new(small, full.clone()),
+                full: Offer::new(full.clone(), full),
+            };
+            Some((router, offers))
+        }
         Err(cause) => {
             tracing::error!(%cause, "no gossip");
-            return None;
+            None
         }
-    };
+    }
+}
+
+fn router(keypair: &Keypair, capacity: u64, allowed: &Allowed) -> Result<Router, String> {
+    let frame = usize::try_from(capacity.saturating_add(FRAME_SLACK)).unwrap_or(usize::MAX);
+    let config = gossipsub::ConfigBuilder::default()
+        .validation_mode(ValidationMode::Strict)
+        .validate_messages()
+        .message_id_fn(message_id)
+        .max_transmit_size(frame)
+        .max_control_message_size(CONTROL_BYTES)
+        .duplicate_cache_time(REMEMBERED)
+        .flood_publish(true)
+        .connection_handler_queue_len(WAITING_FOR_PEER)
+        .heartbeat_initial_delay(Duration::from_secs(1))
+        .build()
+        .map_err(|cause| cause.to_string())?;
+    let authenticity = MessageAuthenticity::Signed(keypair.clone());
+    Router::new_with_subscription_filter(authenticity, config, allowed.clone())
+        .map_err(str::to_owned)
+}
+
+fn speech(mut model: Router, keypair: &Keypair) -> Option<Speech> {
     let somebody = keypair.public().to_peer_id();
     let handler = mint(&mut model, somebody, ConnectionId::new_unchecked(0), false)?;
     let (upgrade, ()) = handler.listen_protocol().into_upgrade();
-    Some((router, Offer::new(upgrade.left()?)))
+    upgrade.left()
+}
+
+/// Who has signed the message with this id.
+pub fn author_of(id: &MessageId) -> Option<PeerId> {
+    let (author, _) = id.0.split_last_chunk::<8>()?;
+    PeerId::from_bytes(author).ok()
 }
 
 /// The id EdgeVPN gives a message: author and sequence number, so that ours are the same.

@@ -150,3 +150,46 @@ async fn a_storm_of_streams_is_answered_with_few_hellos() {
     let tally = scene.member.tally().await;
     assert!(tally.hellos <= 34, "{tally:?}");
 }
+
+#[tokio::test]
+async fn of_many_strangers_a_few_may_send_much_and_who_proves_itself_may_too() {
+    let mut scene = Scene::set().await;
+    let mut crowd = Vec::new();
+    for _ in 0..16 {
+        let stranger = Restarting::start().await;
+        stranger.dial(scene.member.id, &scene.member.tcp);
+        crowd.push((stranger.open(scene.member.id).await, stranger));
+    }
+    let last = Restarting::start().await;
+    last.dial(scene.member.id, &scene.member.tcp);
+    let large = vec![7; 2 << 20];
+    let mut number = 0;
+    let mut said = |words: &[u8]| {
+        number += 1;
+        Rpc::publish(Publication::signed(
+            &last.keypair,
+            number,
+            &scene.topic,
+            words,
+        ))
+    };
+    let (mut read, mut write) = last.open(scene.member.id).await.split();
+    // It may be cut off while it writes.
+    let _ = timeout(
+        Duration::from_secs(2),
+        frame::write(&mut write, &said(&large)),
+    )
+    .await;
+    let end = within("the stream ends", read.read(&mut [0])).await;
+    assert!(matches!(end, Err(_) | Ok(0)), "{end:?}");
+    let mut stream = last.open(scene.member.id).await;
+    frame::write(&mut stream, &said(b"a little"))
+        .await
+        .expect("written");
+    scene.member.hear(b"a little").await;
+    let mut stream = last.open(scene.member.id).await;
+    frame::write(&mut stream, &said(&large))
+        .await
+        .expect("written");
+    scene.member.hear(&large).await;
+}
