@@ -32,8 +32,6 @@ pub mod forward;
 mod report;
 mod sync;
 
-use sync::Sync;
-
 /// Everything that can fail before a commit is done within this, or the attempt fails. Binding takes milliseconds; what
 /// takes longer is a disk or a resolver that hangs, and the operator should hear of it.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,7 +49,7 @@ pub struct Node {
     log: Log,
     /// The key file, if this start has made it.
     new_key: Option<PathBuf>,
-    ledger: Sync,
+    ledger: sync::Handle,
     _state: StateLock,
 }
 
@@ -142,7 +140,7 @@ impl Node {
         let (publish, live) = watch::channel(Arc::new(nothing));
         let (members, membership) = watch::channel(Arc::<Membership>::default());
         let (net, heard) = net::start(&identity.keypair, live.clone(), membership)?;
-        let ledger = Sync::start(sync::Inputs {
+        let ledger = sync::Handle::start(sync::Inputs {
             keypair: identity.keypair,
             state_dir: config.node.state_dir.clone(),
             net: net.clone(),

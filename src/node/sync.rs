@@ -28,6 +28,7 @@ mod budget;
 mod complaints;
 mod keeper;
 mod networks;
+mod publish;
 mod pump;
 mod report;
 mod schedule;
@@ -39,7 +40,7 @@ const QUESTIONS: usize = 16;
 const BREATH: Duration = Duration::from_secs(1);
 
 /// The task, as the node sees it. It ends when this is dropped.
-pub struct Sync {
+pub struct Handle {
     questions: mpsc::Sender<Question>,
     task: Task,
 }
@@ -60,10 +61,10 @@ enum Question {
     Leave(oneshot::Sender<()>),
 }
 
-impl Sync {
-    pub fn start(inputs: Inputs) -> Sync {
+impl Handle {
+    pub fn start(inputs: Inputs) -> Handle {
         let (questions, asked) = mpsc::channel(QUESTIONS);
-        Sync {
+        Handle {
             questions,
             task: task::spawn("ledger", supervise(inputs, asked)),
         }

@@ -6,6 +6,7 @@ mod speaker;
 use crate::support::{
     node::{DEADLINE, NodeUnderTest, get},
     relay::{Client, Refused, read_to_end},
+    status::reload,
 };
 use edgevpn::{id::PeerId, net::exchange::PROTOCOL, wire::Token};
 use libp2p::Multiaddr;
@@ -269,6 +270,24 @@ fn a_node_that_stops_withdraws_and_one_that_comes_back_is_a_member_again() {
     assert_eq!(left["why_not"], "it withdrew its heartbeat");
     let _other = NodeUnderTest::start_in(folder, &[]);
     hub.until("it is back", |status| members(status) == 1);
+}
+
+#[test]
+fn a_node_whose_file_names_no_network_any_more_withdraws() {
+    let token = token();
+    let hub = NodeUnderTest::start(&member(&token, ""));
+    let other = NodeUnderTest::start(&member(&token, &peer_of(&hub)));
+    hub.until("a member comes", |status| members(status) == 1);
+    let id = other.peer_id();
+    other.edit("[acl]\nreserve = \"anyone\"\n");
+    // A section that disappears is held back as half written unless somebody insists.
+    reload(&other, "force");
+    other.until("it is in no network", |status| {
+        status["node"]["network"] == Value::Null
+    });
+    let status = hub.until("it has left", |status| members(status) == 0);
+    let left = about(&status, &id).expect("still known");
+    assert_eq!(left["why_not"], "it withdrew its heartbeat");
 }
 
 #[test]

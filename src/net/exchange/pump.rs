@@ -45,6 +45,9 @@ const LASTING: Duration = Duration::from_secs(60);
 /// No stream of a peer is taken for this long after one that did not hold the token.
 const SHUNNED: Duration = Duration::from_secs(10);
 
+/// What a node that leaves its network has to say goes out within this.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 pub struct Pump {
     streams: streams::Control,
     live: watch::Receiver<Arc<Snapshot>>,
@@ -77,6 +80,8 @@ enum Done {
     /// The stream with this number takes nothing any more.
     Written(PeerId, u64),
     Read(PeerId, End),
+    /// The node is in no network any more, and has said so.
+    Farewell,
     /// Replaced by a newer stream of the same peer, or no longer wanted.
     Aborted,
 }
@@ -128,11 +133,12 @@ impl Pump {
     fn follow_the_file(&mut self) {
         let in_network = self.live.borrow_and_update().config.network.is_some();
         if !in_network {
-            self.inbound = None;
-            self.wanted.clear();
-            self.readers.drain().for_each(|(_, reader)| reader.abort());
-            self.shared.lanes().clear();
-            self.announce();
+            if self.inbound.take().is_some() {
+                self.readers.drain().for_each(|(_, reader)| reader.abort());
+                // The ledger has something to say before it leaves.
+                self.work
+                    .push(sleep(FAREWELL).map(|()| Done::Farewell).boxed());
+            }
         } else if self.inbound.is_none() {
             match self.streams.accept(PROTOCOL, INBOX) {
                 Ok(inbound) => self.inbound = Some(inbound),
@@ -269,7 +275,12 @@ impl Pump {
                 }
                 self.readers.remove(&peer);
             }
-            Done::Waited(_) | Done::Aborted => {}
+            Done::Farewell if self.inbound.is_none() => {
+                self.wanted.clear();
+                self.shared.lanes().clear();
+                self.announce();
+            }
+            Done::Waited(_) | Done::Farewell | Done::Aborted => {}
         }
     }
 

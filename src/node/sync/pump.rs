@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "gives the ledger its clocks")]
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -19,13 +19,14 @@ use super::{
     complaints::Complaints,
     keeper::{self, Keeper},
     networks::Networks,
+    publish::Published,
     schedule::{Due, Schedule, a_little_early, spread},
 };
 use crate::{
-    acl::{Membership, Operation, Window},
+    acl::Operation,
     api,
     config::{self, Config},
-    id::{PeerId, UnixTime},
+    id::UnixTime,
     ledger::{Ledger, Ownership, Terms},
     net::gossip::{Outlet, Outlets},
     node::{bootstrap::Bootstrap, clock::Clock},
@@ -34,9 +35,6 @@ use crate::{
 
 /// What is taken from the queue at once: enough to keep up, little enough that the clock is looked at in between.
 const BATCH: usize = 64;
-
-/// Membership is published at most this often; within it changes count as one.
-const COALESCE: Duration = Duration::from_millis(50);
 
 /// A changed ledger is written to disk after this; what is written in between goes along.
 const KEEP_AFTER: Duration = Duration::from_secs(2);
@@ -51,32 +49,24 @@ const LAST_BROADCAST: Duration = Duration::from_millis(300);
 const IDLE: Duration = Duration::from_secs(30);
 
 pub struct Pump<'a> {
-    inputs: &'a mut Inputs,
-    bootstrap: &'a mut Bootstrap,
+    pub(super) inputs: &'a mut Inputs,
+    pub(super) bootstrap: &'a mut Bootstrap,
     pub(super) config: Arc<Config>,
     pub(super) clock: Clock,
     pub(super) joined: Option<Joined>,
     keeper: Keeper,
     pub(super) counts: Counts,
     complaints: Complaints,
-    published: Option<Published>,
+    pub(super) published: Option<Published>,
 }
 
 /// The network this node is in.
 pub struct Joined {
     /// Away while it is worked with.
     pub book: Option<Box<Book>>,
-    schedule: Schedule,
+    pub schedule: Schedule,
     pub heartbeat: Option<Instant>,
     broadcast_to: usize,
-}
-
-/// What was published last.
-struct Published {
-    at: Instant,
-    /// Of the ledger.
-    revision: u64,
-    membership: Arc<Membership>,
 }
 
 /// Since the start.
@@ -483,74 +473,6 @@ impl<'a> Pump<'a> {
         Some(keeper::path(&self.inputs.state_dir, networks.own()?))
     }
 
-    /// Publishes who is a member, if that has changed and not just been published.
-    async fn publish(&mut self) {
-        let now = self.now();
-        let Some(joined) = &mut self.joined else {
-            return;
-        };
-        let Some(book) = &joined.book else { return };
-        let instant = Instant::now();
-        let revision = book.ledger().membership_revision();
-        let (stale, known) = match &self.published {
-            Some(last) => (
-                revision != last.revision
-                    || instant.saturating_duration_since(last.at) >= self.config.access.refresh,
-                !last.membership.members.is_empty(),
-            ),
-            None => (true, false),
-        };
-        let recent = self
-            .published
-            .as_ref()
-            .is_some_and(|last| instant.saturating_duration_since(last.at) < COALESCE);
-        if stale && recent {
-            joined.schedule.advance(Due::Publish, later(COALESCE));
-            return;
-        }
-        let window = self.config.access.bootstrap;
-        if !stale {
-            // The window may still have run out.
-            let window = self.bootstrap.look(known, window, instant);
-            if let Some(last) = &mut self.published
-                && last.membership.window != window
-            {
-                let membership = Membership {
-                    window,
-                    ..Membership::clone(&last.membership)
-                };
-                last.membership = Arc::new(membership);
-                self.inputs.members.send_replace(last.membership.clone());
-            }
-            return;
-        }
-        let mut membership = book.membership(Window::Closed, now);
-        let known = !membership.members.is_empty();
-        membership.window = self.bootstrap.look(known, window, instant);
-        let before = self.published.take();
-        let none = HashMap::new();
-        let news = newcomers(
-            before
-                .as_ref()
-                .map_or(&none, |last| &last.membership.members),
-            &membership.members,
-        );
-        let addresses: Vec<_> = news
-            .into_iter()
-            .filter_map(|peer| Some((peer, book.ledger().node(&peer)?.addresses)))
-            .collect();
-        let membership = Arc::new(membership);
-        self.inputs.members.send_replace(membership.clone());
-        self.published = Some(Published {
-            at: instant,
-            revision,
-            membership,
-        });
-        if !addresses.is_empty() {
-            self.inputs.net.learnt(addresses).await;
-        }
-    }
-
     /// Sets what depends on the state of the book.
     fn look_ahead(&mut self) {
         let now = self.now();
@@ -585,18 +507,6 @@ impl<'a> Pump<'a> {
         read
     }
 
-    pub(super) fn net(&self) -> &crate::net::Handle {
-        &self.inputs.net
-    }
-
-    pub(super) fn bootstrap(&self) -> &Bootstrap {
-        self.bootstrap
-    }
-
-    pub(super) fn membership(&self) -> Option<&Membership> {
-        Some(&self.published.as_ref()?.membership)
-    }
-
     pub(super) fn problems(&self) -> Vec<String> {
         self.keeper.trouble().into_iter().collect()
     }
@@ -620,11 +530,6 @@ fn listeners(outlet: &Outlet, ownership: Ownership) -> usize {
     }
 }
 
-fn newcomers(before: &HashMap<PeerId, UnixTime>, after: &HashMap<PeerId, UnixTime>) -> Vec<PeerId> {
-    let new = after.keys().filter(|peer| !before.contains_key(peer));
-    new.copied().collect()
-}
-
 /// What a thread has come to. Its panic is ours: the supervisor counts it and begins again.
 fn finished<T>(joined: Result<T, tokio::task::JoinError>) -> T {
     match joined.map_err(tokio::task::JoinError::try_into_panic) {
@@ -635,7 +540,7 @@ fn finished<T>(joined: Result<T, tokio::task::JoinError>) -> T {
     }
 }
 
-fn later(span: Duration) -> Instant {
+pub(super) fn later(span: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(span).unwrap_or(now)
 }

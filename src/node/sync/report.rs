@@ -24,7 +24,7 @@ impl Pump<'_> {
             self.add_path(peer);
         }
         let size = book.ledger().size();
-        let exchange = self.net().exchange().report();
+        let exchange = self.inputs.net.exchange().report();
         let mut rejected = self.counts.rejected.clone();
         rejected.extend(exchange.refused);
         let networks = book.networks();
@@ -88,7 +88,7 @@ impl Pump<'_> {
 
     fn add_path(&self, peer: &mut MemberReport) {
         let Ok(id) = peer.peer.parse() else { return };
-        if let Some(link) = self.net().streams().links(id).first() {
+        if let Some(link) = self.inputs.net.streams().links(id).first() {
             let path = if link.relayed { "relayed" } else { "direct" };
             peer.path = Some(path.to_owned());
             peer.rtt_ms = link.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0);
@@ -99,13 +99,13 @@ impl Pump<'_> {
         let open = self
             .membership()
             .is_some_and(|membership| membership.window == Window::Open);
-        let closes = self.bootstrap().deadline(self.config.access.bootstrap);
+        let closes = self.bootstrap.deadline(self.config.access.bootstrap);
         BootstrapReport {
             open,
             closes_in_s: closes
                 .filter(|_| open)
                 .map(|at| at.saturating_duration_since(now()).as_secs()),
-            why: self.bootstrap().closed().map(ToString::to_string),
+            why: self.bootstrap.closed().map(ToString::to_string),
         }
     }
 }
