@@ -22,7 +22,7 @@ pub use client::{Client, ClientError};
 pub use network::{
     BootstrapReport, Explanation, LedgerReport, MemberReport, NetworkReport, Otherwise, Traffic,
 };
-pub use reach::{DhtReport, ReachReport, RelayReport};
+pub use reach::{DhtReport, PunchReport, ReachReport, RelayReport};
 pub use report::{Connections, NodeReport, ReloadCount, StatusReport, WatcherReport};
 use serde::{Deserialize, Serialize};
 pub use server::{BindError, Bound, Handle, Server};

@@ -9,6 +9,19 @@ use std::collections::BTreeMap;
 pub struct ReachReport {
     /// `public`, `private` or `unknown`: whether others reach this node without a relay.
     pub reachability: String,
+    /// What that rests on: `announce`, `autonat/1`, `autonat/2` or `nobody`.
+    pub reachability_by: String,
+    /// The peer that has tried, and where, if it is known.
+    pub reachability_server: Option<String>,
+    pub reachability_address: Option<String>,
+    /// Addresses beyond the listeners that count as this node's: announced, confirmed, mapped, of circuits; at most
+    /// [`ReachReport::MAX_RELAYS`].
+    pub external: Vec<String>,
+    /// What has come of `transport.port_mapping`: `off`, `not needed`, `searching`, `no gateway`, `gateway not public`
+    /// or `mapped`.
+    pub port_mapping: String,
+    /// The last hole punching with each peer, the newest first; at most [`ReachReport::MAX_RELAYS`].
+    pub hole_punching: Vec<PunchReport>,
     /// Reservations this node holds on other relays, and how many it wants now.
     pub reservations: u32,
     pub reservations_wanted: u32,
@@ -26,6 +39,16 @@ impl ReachReport {
     pub const MAX_RELAYS: usize = 64;
 }
 
+/// How hole punching with a peer went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PunchReport {
+    pub peer: String,
+    pub ago_s: u64,
+    /// Absent when a direct connection came of it.
+    pub failure: Option<String>,
+}
+
 /// A relay this node may hold a reservation on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -39,6 +62,10 @@ pub struct RelayReport {
     /// Since the last success.
     pub failures: u32,
     pub last_failure: Option<String>,
+    /// How long the reservation is held, in seconds.
+    pub held_for_s: Option<u64>,
+    /// Seconds until it would end; known from the first renewal on.
+    pub expires_in_s: Option<u64>,
     /// Seconds until a resting relay is tried again.
     pub rests_for_s: Option<u64>,
     /// Circuit addresses others may dial.

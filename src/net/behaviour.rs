@@ -76,7 +76,7 @@ impl Behaviour {
             limits,
             identify: Guarded {
                 inner: identify::Behaviour::new(identify),
-                guard: Sieve::new(),
+                guard: Sieve::default(),
             },
             ping: ping::Behaviour::default(),
             relay: super::relay::Behaviour::new(keypair.clone(), live.clone(), membership.clone()),

@@ -196,7 +196,7 @@ impl Reach {
             .iter()
             .filter(|address| !is_relayed(address))
             .filter(|address| scope_of(address) == Scope::Public);
-        addresses.extend(public.map(|address| without_peer(address)));
+        addresses.extend(public.map(without_peer));
         addresses.truncate(ADDRESSES);
         let Some(scope) = addresses.iter().map(scope_of).min() else {
             return;

@@ -6,7 +6,7 @@ use libp2p::Multiaddr;
 
 use super::Node;
 use crate::{
-    api::{self, DhtReport, ReachReport, RelayReport},
+    api::{self, DhtReport, PunchReport, ReachReport, RelayReport},
     net::NetReport,
     relay::upkeep::Stage,
     task,
@@ -53,6 +53,9 @@ fn reach(net: &NetReport) -> ReachReport {
         .filter(|relay| is_active(&relay.entry.stage))
         .count();
     relays.sort_by_key(|relay| Reverse(is_active(&relay.entry.stage)));
+    let verdict = &net.reach.verdict;
+    let mut punches: Vec<_> = net.reach.punches.iter().collect();
+    punches.sort_by_key(|punch| punch.ago);
     let known = &net.found.known;
     let found = [
         ("file", known.file),
@@ -63,7 +66,27 @@ fn reach(net: &NetReport) -> ReachReport {
         ("dht", known.dht),
     ];
     ReachReport {
-        reachability: net.reach.verdict.reachability.as_str().to_owned(),
+        reachability: verdict.reachability.as_str().to_owned(),
+        reachability_by: verdict.source.to_owned(),
+        reachability_server: verdict.server.map(|server| server.to_string()),
+        reachability_address: verdict.address.as_ref().map(Multiaddr::to_string),
+        external: net
+            .reach
+            .external
+            .iter()
+            .take(ReachReport::MAX_RELAYS)
+            .map(Multiaddr::to_string)
+            .collect(),
+        port_mapping: net.reach.mapping.as_str().to_owned(),
+        hole_punching: punches
+            .into_iter()
+            .take(ReachReport::MAX_RELAYS)
+            .map(|punch| PunchReport {
+                peer: punch.peer.to_string(),
+                ago_s: punch.ago.as_secs(),
+                failure: punch.failure.clone(),
+            })
+            .collect(),
         reservations: count(held),
         reservations_wanted: match net.reach.wanted {
             true => count(net.reach.target),
@@ -82,6 +105,14 @@ fn reach(net: &NetReport) -> ReachReport {
                     .entry
                     .last_failure
                     .map(|failure| failure.as_str().to_owned()),
+                held_for_s: match relay.entry.stage {
+                    Stage::Active { held_for, .. } => Some(held_for.as_secs()),
+                    _ => None,
+                },
+                expires_in_s: match relay.entry.stage {
+                    Stage::Active { expires_in, .. } => expires_in.map(|span| span.as_secs()),
+                    _ => None,
+                },
                 rests_for_s: match relay.entry.stage {
                     Stage::Resting { until } => Some(until.as_secs()),
                     Stage::Candidate

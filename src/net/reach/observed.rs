@@ -22,19 +22,13 @@ const ONE_MORE: Duration = Duration::from_secs(600);
 const AT_ALL: usize = 16 * 1024;
 
 /// Lets an observed address pass if it is known, or new within bounds.
+#[derive(Default)]
 pub struct Sieve {
     known: HashSet<Multiaddr>,
     last: Option<Instant>,
 }
 
 impl Sieve {
-    pub fn new() -> Self {
-        Self {
-            known: HashSet::new(),
-            last: None,
-        }
-    }
-
     fn admits(&mut self, address: &Multiaddr, now: Instant) -> bool {
         if self.known.contains(address) {
             return true;
@@ -74,7 +68,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_observations_is_held_back_and_known_ones_pass() {
-        let (mut sieve, now) = (Sieve::new(), Instant::now());
+        let (mut sieve, now) = (Sieve::default(), Instant::now());
         let passed = (1..10_000)
             .filter(|number| sieve.admits(&address(*number), now))
             .count();
