@@ -90,6 +90,10 @@ pub enum Role {
 
 /// What a connection tells the behaviour.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly every report is the large one"
+)]
 pub enum Report {
     /// Identify has said what the peer speaks.
     Speaks {
