@@ -4,7 +4,7 @@
 //! Times are the median of blocks of a thousand operations, so that a busy machine does not spoil them; the mean, with
 //! all that came between, stands behind.
 //!
-//! `cargo bench --bench pure`
+//! `cargo bench --bench pure`, or one part of it: `cargo bench --bench pure -- access|admission|members|network`
 #![allow(clippy::disallowed_methods)] // It measures time and its own memory.
 
 use std::{
@@ -18,14 +18,17 @@ use std::{
 use edgevpn::{
     acl::{
         Acl, Action, Audience, Entries, Entry, Membership, Mode, Operation, Rules, Standing,
-        Subject,
+        Subject, Window,
     },
     id::{Generation, Origin, PeerId, UnixTime},
+    ledger::{Bucket, Ledger, Ownership, Record, Terms},
     relay::{
         Admission, ConnectionKey, Limit, OnShrink, Rate, Resources, Settings, admission::Policy,
     },
+    wire,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use libp2p::identity::Keypair;
 
 const MILLION: u32 = 1_000_000;
 
@@ -41,8 +44,24 @@ const MAX_OPERATION: Duration = Duration::from_micros(2);
 const MAX_MEMBER: Duration = Duration::from_micros(1);
 const MAX_MEMBERSHIP: Duration = Duration::from_millis(50);
 
+/// The same, for a network: a message of changes until it is in force, and the memory of all.
+const MEMBERS: u32 = 10_000;
+const CHANGES: usize = 1_000;
+const MAX_MEMBERS_MEMORY: u64 = 100 << 20;
+
 fn main() -> ExitCode {
     let mut verdict = Verdict::default();
+    let named: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with('-'))
+        .collect();
+    let wanted = |part: &str| {
+        let wanted = named.is_empty() || named.iter().any(|name| name == part);
+        if wanted {
+            println!("\n{part}");
+        }
+        wanted
+    };
     println!("this machine");
     for mebibytes in [1, 64] {
         let read = random_read(mebibytes << 20).median();
@@ -52,21 +71,27 @@ fn main() -> ExitCode {
             None,
         );
     }
-    println!("\naccess decision");
-    for (count, mix) in [
-        (1_000, Mix::Peers),
-        (MILLION, Mix::Peers),
-        (1_000, Mix::All),
-        (MILLION, Mix::All),
-    ] {
-        access(count, mix, &mut verdict);
+    if wanted("access") {
+        for (count, mix) in [
+            (1_000, Mix::Peers),
+            (MILLION, Mix::Peers),
+            (1_000, Mix::All),
+            (MILLION, Mix::All),
+        ] {
+            access(count, mix, &mut verdict);
+        }
     }
-    println!("\nadmission");
-    for count in [1_000, 10_000, 100_000, MILLION] {
-        admission(count, &mut verdict);
+    if wanted("admission") {
+        for count in [1_000, 10_000, 100_000, MILLION] {
+            admission(count, &mut verdict);
+        }
     }
-    println!("\nmembers");
-    members(10_000, &mut verdict);
+    if wanted("members") {
+        members(10_000, &mut verdict);
+    }
+    if wanted("network") {
+        network(&mut verdict);
+    }
     if verdict.missed == 0 {
         println!("\nall targets are met");
         ExitCode::SUCCESS
@@ -320,6 +345,140 @@ impl Crowd {
     }
 }
 
+/// Changes that arrive together: those of a tenth of a second.
+const MESSAGE: usize = CHANGES / 10;
+
+fn network(verdict: &mut Verdict) {
+    let keys: Vec<Keypair> = (0..MEMBERS).map(keypair).collect();
+    let names: Vec<String> = keys
+        .iter()
+        .map(|key| key.public().to_peer_id().to_base58())
+        .collect();
+    let start = UnixTime(Duration::from_secs(1_800_000_000));
+    let at = |second: u32| start.saturating_add(Duration::from_secs(second.into()));
+    // A heartbeat, or its end.
+    let change = |member: usize, second: u32, deleted: bool| {
+        let mut entry = wire::Entry {
+            value: match deleted {
+                true => String::new(),
+                false => wire::value::heartbeat(at(second)),
+            },
+            owner: names[member].clone(),
+            version: at(second).as_nanos(),
+            updated_at: i64::try_from(at(second).0.as_secs()).expect("this century"),
+            deleted,
+            signature: Vec::new(),
+        };
+        let signed = entry.sign("healthcheck", &names[member], &keys[member]);
+        signed.expect("an Ed25519 key signs");
+        Record::new(Bucket::Healthcheck, &names[member], entry)
+    };
+
+    let before = resident();
+    let mut ledger = Ledger::new(peer(0), TERMS);
+    let mut admission = Admission::new(policy());
+    let everybody: Vec<_> = (0..keys.len())
+        .map(|member| change(member, 0, false))
+        .collect();
+    for some in everybody.chunks(CHANGES) {
+        ledger.merge_records(some.to_vec(), at(0));
+    }
+    drop(everybody);
+    let mut now = Instant::now();
+    let mut membership = publish(&mut ledger, &mut admission, at(0), now);
+    assert_eq!(membership.members.len(), keys.len());
+
+    // Each second half of the changes are members that leave, the other half those that left a second ago and return.
+    let (mut merges, mut applies) = (Vec::new(), Vec::new());
+    let half = CHANGES / 2;
+    let mut gone: Vec<usize> = Vec::new();
+    for second in 1..=20_u32 {
+        let leave: Vec<usize> = (0..half)
+            .map(|step| (second as usize * half + step) % keys.len())
+            .collect();
+        let ends = leave.iter().map(|member| change(*member, second, true));
+        let returns = gone.iter().map(|member| change(*member, second, false));
+        let changes: Vec<_> = ends.chain(returns).collect();
+        gone = leave;
+        for message in changes.chunks(MESSAGE) {
+            now += Duration::from_millis(100);
+            let began = Instant::now();
+            let merged = ledger.merge_records(message.to_vec(), at(second));
+            merges.push(began.elapsed());
+            assert_eq!(merged.changed.len(), message.len());
+            let began = Instant::now();
+            membership = publish(&mut ledger, &mut admission, at(second), now);
+            applies.push(began.elapsed());
+        }
+    }
+    let worst = |took: &[Duration]| took.iter().copied().max().unwrap_or_default();
+    let median = |took: &mut Vec<Duration>| {
+        took.sort_unstable();
+        took[took.len() / 2]
+    };
+    println!("  {MEMBERS} members, {CHANGES} changes/s in messages of {MESSAGE}");
+    verdict.time("merge of a message, median", median(&mut merges), None);
+    verdict.time("apply of a message, median", median(&mut applies), None);
+    verdict.time(
+        "merge and apply, worst",
+        worst(&merges) + worst(&applies),
+        Some(MAX_MEMBERSHIP),
+    );
+    verdict.memory(
+        "resident",
+        resident().saturating_sub(before),
+        Some(MAX_MEMBERS_MEMORY),
+    );
+
+    let acl = Acl::compile(Rules {
+        reserve: Audience::Members,
+        connect: Audience::Members,
+        ..rules()
+    });
+    let ids: Vec<PeerId> = keys.iter().map(|key| key.public().to_peer_id()).collect();
+    let questions: Vec<PeerId> = (0..MILLION)
+        .map(|at| match at % 2 {
+            0 => ids[(shuffle(at.into()) % u64::from(MEMBERS)) as usize],
+            _ => peer(at),
+        })
+        .collect();
+    let blocks = Blocks::time(&questions, |peer| {
+        let standing = membership.standing(peer);
+        black_box(acl.decide(Operation::Reserve, peer, Some(nowhere(1)), standing));
+    });
+    verdict.blocks("decide, members and strangers", blocks, MAX_MEMBER);
+}
+
+const TERMS: Terms = Terms {
+    ownership: Ownership::Enforce,
+    ttl: Duration::from_secs(480),
+    quota_entries: 256,
+    quota_bytes: 64 << 10,
+};
+
+/// What follows a merge: the set of members is read off and put in force.
+fn publish(
+    ledger: &mut Ledger,
+    admission: &mut Admission,
+    calendar: UnixTime,
+    now: Instant,
+) -> Arc<Membership> {
+    let (members, withdrawn) = ledger.membership(calendar);
+    let membership = Arc::new(Membership {
+        members,
+        withdrawn,
+        window: Window::Closed,
+    });
+    black_box(admission.set_membership(membership.clone(), now));
+    membership
+}
+
+fn keypair(number: u32) -> Keypair {
+    let mut seed = [0; 32];
+    seed[..4].copy_from_slice(&number.to_le_bytes());
+    Keypair::ed25519_from_bytes(seed).expect("32 bytes")
+}
+
 /// How long each block of a thousand operations took.
 struct Blocks(Vec<Duration>);
 
@@ -352,20 +511,10 @@ fn policy() -> Policy {
         count: 30,
         per: Duration::from_secs(120),
     });
-    let rules = Rules {
-        reserve: Audience::Anyone,
-        connect: Audience::Anyone,
-        reserve_origin: Origin::Default,
-        connect_origin: Origin::Default,
-        bootstrap_origin: Origin::Default,
-        mode: Mode::Enforce,
-        entries: entries(1_000, Mix::All),
-        tests: Vec::new(),
-    };
-    // The entries above name some of the peers: they are admitted all the same, and evaluated.
+    // The entries of the rules name some of the peers: they are admitted all the same, and evaluated.
     let rules = Rules {
         mode: Mode::Shadow,
-        ..rules
+        ..rules()
     };
     Policy {
         generation: Generation(1),
@@ -389,6 +538,19 @@ fn policy() -> Policy {
                 max_buffers: u64::MAX,
             },
         },
+    }
+}
+
+fn rules() -> Rules {
+    Rules {
+        reserve: Audience::Anyone,
+        connect: Audience::Anyone,
+        reserve_origin: Origin::Default,
+        connect_origin: Origin::Default,
+        bootstrap_origin: Origin::Default,
+        mode: Mode::Enforce,
+        entries: entries(1_000, Mix::All),
+        tests: Vec::new(),
     }
 }
 
