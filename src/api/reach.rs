@@ -31,6 +31,9 @@ pub struct ReachReport {
     pub next_in_s: Option<u64>,
     /// Peers that can be dialled, by how they were found: `file`, `bootstrap`, `relays`, `ledger`, `mdns`, `dht`.
     pub found: BTreeMap<String, u64>,
+    /// Peers this node dials until they are connected, and how many of them are.
+    pub kept: u64,
+    pub kept_connected: u64,
     /// Absent while the distributed hash table is not used.
     pub dht: Option<DhtReport>,
 }
@@ -77,6 +80,8 @@ pub struct RelayReport {
 pub struct DhtReport {
     /// Whether this node answers others.
     pub server: bool,
+    /// Of `discovery.bootstrap_peers` or the public ones, how many are connected.
+    pub entrances_connected: u64,
     /// Servers in the routing table.
     pub routing: u64,
     /// Keys kept for others.

@@ -44,10 +44,12 @@ impl Paint {
 pub(super) fn count(number: u64, one: &str) -> String {
     match number {
         1 => format!("1 {one}"),
-        number if one.ends_with('y') => {
-            format!("{} {}ies", grouped(number), one.trim_end_matches('y'))
-        }
-        number => format!("{} {one}s", grouped(number)),
+        number => match one.strip_suffix('y') {
+            Some(stem) if !stem.ends_with(['a', 'e', 'o']) => {
+                format!("{} {stem}ies", grouped(number))
+            }
+            _ => format!("{} {one}s", grouped(number)),
+        },
     }
 }
 
@@ -156,6 +158,7 @@ mod tests {
         assert_eq!(count(1, "circuit"), "1 circuit");
         assert_eq!(count(1204, "circuit"), "1,204 circuits");
         assert_eq!(count(0, "entry"), "0 entries");
+        assert_eq!(count(2, "relay"), "2 relays");
         assert_eq!(grouped(999), "999");
         assert_eq!(grouped(1_000_000), "1,000,000");
         assert_eq!(bytes(0), "0 B");

@@ -228,6 +228,9 @@ impl Behaviour {
         if !stays {
             self.leave();
         }
+        // Members of a network this node has left are nobody to it; the others are found again at once.
+        self.events
+            .extend(std::mem::take(&mut self.found).into_keys().map(Event::Lost));
         self.terms = wanted;
         self.tell_where_we_are();
     }
@@ -253,8 +256,6 @@ impl Behaviour {
             self.kad.remove_peer(&server);
         }
         self.kad.store_mut().clear();
-        self.events
-            .extend(std::mem::take(&mut self.found).into_keys().map(Event::Lost));
         self.refreshed = None;
     }
 
@@ -425,6 +426,11 @@ impl Behaviour {
             )
             .unwrap_or_default();
         addresses.extend(self.kad.store_mut().addresses(key, &peer));
+        for address in &mut addresses {
+            if address.iter().last() == Some(Protocol::P2p(peer)) && is_direct(address) {
+                address.pop();
+            }
+        }
         addresses.retain(|address| is_in(&terms.scopes, address));
         if addresses.is_empty() && !self.connected.contains_key(&peer) {
             tracing::debug!(%peer, "found in the DHT without an address to dial");

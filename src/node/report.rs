@@ -128,8 +128,11 @@ fn reach(net: &NetReport) -> ReachReport {
             .into_iter()
             .map(|(source, peers)| (source.to_owned(), long(peers)))
             .collect(),
+        kept: long(net.found.kept),
+        kept_connected: long(net.found.connected),
         dht: net.dht.as_ref().map(|dht| DhtReport {
             server: dht.server,
+            entrances_connected: long(net.found.bootstrap_connected),
             routing: long(dht.routing),
             keys_held: long(dht.keys_held),
             next_announce_in_s: dht.next_announce.as_secs(),

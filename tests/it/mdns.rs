@@ -65,6 +65,22 @@ async fn the_file_switches_mdns_on_and_off_while_the_node_runs() {
 }
 
 #[tokio::test]
+async fn a_new_token_leaves_the_neighbours_of_the_old_network_behind() {
+    let (old, new) = (token(360), token(360));
+    let before = NetUnderTest::start(on_mdns(&old), LOOPBACK).await;
+    let after = NetUnderTest::start(on_mdns(&new), LOOPBACK).await;
+    let mut node = NetUnderTest::start(on_mdns(&old), LOOPBACK).await;
+    node.until_connected(&before).await;
+    node.apply(|config| config.network.as_mut().expect("a network").token = new);
+    node.until_connected(&after).await;
+    node.until("one neighbour", |report| report.found.known.mdns == 1)
+        .await;
+    before
+        .until("nobody", |report| report.found.known.mdns == 0)
+        .await;
+}
+
+#[tokio::test]
 async fn packets_of_anybody_keep_nobody_from_being_found() {
     let token = token(360);
     let first = NetUnderTest::start(on_mdns(&token), LOOPBACK).await;

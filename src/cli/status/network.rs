@@ -110,10 +110,53 @@ pub(super) fn reach(reach: &ReachReport, in_network: bool) -> String {
             }
         }
     }
-    if items.is_empty() {
-        return String::new();
+    let mut text = match items.is_empty() {
+        true => String::new(),
+        false => row("reachable", &items),
+    };
+    if in_network {
+        text.push_str(&row("found", &found(reach)));
     }
-    row("reachable", &items)
+    text
+}
+
+/// Where peers come from, whom the node keeps, and how it stands with the distributed hash table.
+fn found(reach: &ReachReport) -> Vec<String> {
+    let places = [
+        ("file", "in the file"),
+        ("ledger", "in the ledger"),
+        ("mdns", "by mDNS"),
+        ("dht", "in the DHT"),
+    ];
+    let by_place: Vec<String> = places
+        .into_iter()
+        .filter_map(|(place, words)| {
+            let peers = reach.found.get(place).filter(|peers| **peers > 0)?;
+            Some(format!("{} {words}", grouped(*peers)))
+        })
+        .collect();
+    let by_place = match by_place.is_empty() {
+        true => "nobody yet".to_owned(),
+        false => by_place.join(", "),
+    };
+    let kept = format!(
+        "{by_place} · {} of {} kept peers connected",
+        grouped(reach.kept_connected),
+        grouped(reach.kept)
+    );
+    let dht = reach.dht.as_ref().map(|dht| {
+        let looked = dht.last_look_s.map_or("not looked yet".to_owned(), |ago| {
+            format!("looked {} ago", span(ago))
+        });
+        format!(
+            "DHT: {} of {} entrances connected, {} known, {looked}, announced again in {}",
+            grouped(dht.entrances_connected),
+            grouped(reach.found.get("bootstrap").copied().unwrap_or(0)),
+            count(dht.routing, "server"),
+            span(dht.next_announce_in_s),
+        )
+    });
+    [kept].into_iter().chain(dht).collect()
 }
 
 /// Who is a member, and who is not and why.
@@ -160,7 +203,7 @@ fn line(peer: &MemberReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{BootstrapReport, LedgerReport, Traffic};
+    use crate::api::{BootstrapReport, DhtReport, LedgerReport, Traffic};
 
     fn network() -> NetworkReport {
         NetworkReport {
@@ -197,6 +240,40 @@ mod tests {
             ],
             ..NetworkReport::default()
         }
+    }
+
+    #[test]
+    fn status_says_where_peers_come_from_and_how_the_dht_stands() {
+        let report = ReachReport {
+            reachability: "private".to_owned(),
+            found: [("mdns", 2), ("dht", 1), ("bootstrap", 5), ("ledger", 0)]
+                .map(|(place, peers)| (place.to_owned(), peers))
+                .into(),
+            kept: 8,
+            kept_connected: 6,
+            dht: Some(DhtReport {
+                entrances_connected: 4,
+                routing: 37,
+                next_announce_in_s: 120,
+                last_look_s: Some(3),
+                ..DhtReport::default()
+            }),
+            ..ReachReport::default()
+        };
+        let text = reach(&report, true);
+        assert!(
+            text.contains("2 by mDNS, 1 in the DHT · 6 of 8 kept peers connected"),
+            "{text}"
+        );
+        assert!(
+            text.contains("4 of 5 entrances connected, 37 servers known, looked 3 s ago"),
+            "{text}"
+        );
+        let alone = ReachReport {
+            reachability: "unknown".to_owned(),
+            ..ReachReport::default()
+        };
+        assert_eq!(reach(&alone, false), "");
     }
 
     #[test]

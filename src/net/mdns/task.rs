@@ -60,6 +60,7 @@ pub async fn run(local: PeerId, mut wanted: watch::Receiver<Wanted>, events: mps
             sockets: BTreeMap::new(),
             packets: SelectAll::new(),
             rooms: BTreeMap::new(),
+            left_behind: BTreeSet::new(),
         };
         if links.serve(&mut wanted, &events).await.is_none() {
             return;
@@ -73,6 +74,8 @@ struct Links {
     sockets: BTreeMap<LinkId, (BTreeSet<IpAddr>, Sockets)>,
     packets: SelectAll<BoxStream<'static, (LinkId, Vec<u8>)>>,
     rooms: BTreeMap<String, Room>,
+    /// Found in rooms that were left.
+    left_behind: BTreeSet<PeerId>,
 }
 
 impl Links {
@@ -130,10 +133,13 @@ impl Links {
             .cloned()
             .collect();
         for tag in leaving {
-            let goodbyes = self.rooms.remove(&tag).map(|room| room.goodbyes());
-            for (link, packet) in goodbyes.into_iter().flatten() {
+            let Some(room) = self.rooms.remove(&tag) else {
+                continue;
+            };
+            for (link, packet) in room.goodbyes() {
                 self.send(link, &packet);
             }
+            self.left_behind.extend(room.found());
         }
         for tag in &wanted.tags {
             if !self.rooms.contains_key(tag) {
@@ -211,15 +217,16 @@ impl Links {
                 Some(Action::Found { peer, addresses }) => {
                     events.send(Event::Found { peer, addresses }).await.ok()?;
                 }
-                Some(Action::Lost(peer)) => {
-                    let elsewhere = self
-                        .rooms
-                        .values()
-                        .any(|room| room.found().any(|found| *found == peer));
-                    if !elsewhere {
-                        events.send(Event::Lost(peer)).await.ok()?;
-                    }
-                }
+                Some(Action::Lost(peer)) => drop(self.left_behind.insert(peer)),
+            }
+        }
+        for peer in std::mem::take(&mut self.left_behind) {
+            let elsewhere = self
+                .rooms
+                .values()
+                .any(|room| room.found().any(|found| *found == peer));
+            if !elsewhere {
+                events.send(Event::Lost(peer)).await.ok()?;
             }
         }
         Some(())
