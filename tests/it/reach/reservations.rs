@@ -20,8 +20,12 @@ async fn a_node_with_static_relays_holds_reservations_and_is_dialled_through_the
     let report = node.holds(&[&first, &second]).await;
     for relay in &report.relays {
         assert_eq!(relay.entry.source, Source::Static);
-        assert!(!relay.addresses.is_empty(), "{relay:?}");
     }
+    node.until("addresses to be dialled at", |report| {
+        let mut relays = report.relays.iter();
+        relays.all(|relay| !relay.addresses.is_empty())
+    })
+    .await;
 
     let mut talks = node.net.streams().accept(TALK, 8).expect("accepts");
     let through = node.through(&[&second]);
