@@ -11,6 +11,7 @@ mod reach;
 mod report;
 mod routes;
 mod server;
+mod vpn;
 
 use crate::{
     acl::Operation,
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 pub use server::{BindError, Bound, Handle, Server};
 use std::{net::IpAddr, path::PathBuf};
 use tokio::sync::oneshot;
+pub use vpn::{VpnPeer, VpnReport, VpnTraffic};
 
 /// What a client asks of the engine. A reload is carried out even if nobody waits for its verdict any more; the others may be
 /// dropped then.

@@ -70,6 +70,7 @@ pub struct Config {
     pub discovery: Discovery,
     pub ledger: Ledger,
     pub relay_client: RelayClient,
+    pub vpn: Vpn,
     pub limits: Limits,
     pub api: Api,
     pub log: Log,
@@ -182,6 +183,29 @@ pub struct RelayClient {
     /// Static relays.
     pub peers: Vec<Peer>,
     pub static_only: bool,
+}
+
+/// `[vpn]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vpn {
+    pub enabled: bool,
+    pub interface: String,
+    /// Each with the length of its prefix.
+    pub addresses: Vec<IpNet>,
+    /// Bytes.
+    pub mtu: u16,
+    /// UDP port of direct datagrams; 0 is the system's choice.
+    pub port: u16,
+    pub routes: Vec<VpnRoute>,
+    /// Prefixes this node routes for others.
+    pub advertise: Vec<IpNet>,
+}
+
+/// `vpn.routes`: a prefix behind a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VpnRoute {
+    pub to: IpNet,
+    pub via: IpAddr,
 }
 
 /// `[limits]`.
@@ -347,6 +371,15 @@ impl Config {
                 enabled: false,
                 peers: Vec::new(),
                 static_only: false,
+            },
+            vpn: Vpn {
+                enabled: false,
+                interface: String::new(),
+                addresses: Vec::new(),
+                mtu: 1420,
+                port: 0,
+                routes: Vec::new(),
+                advertise: Vec::new(),
             },
             limits: Limits {
                 connections: 0,

@@ -31,6 +31,10 @@ mod explain;
 pub mod forward;
 mod report;
 mod sync;
+mod vpn;
+
+use vpn::Vpn;
+pub use vpn::VpnError;
 
 /// Everything that can fail before a commit is done within this, or the attempt fails. Binding takes milliseconds; what
 /// takes longer is a disk or a resolver that hangs, and the operator should hear of it.
@@ -45,6 +49,8 @@ pub struct Node {
     listeners: Vec<Multiaddr>,
     api: Served,
     metrics: Served,
+    vpn: Vpn,
+    machines: watch::Receiver<Arc<sync::Machines>>,
     requests: mpsc::Sender<api::Request>,
     log: Log,
     /// The key file, if this start has made it.
@@ -71,6 +77,8 @@ pub enum PrepareError {
     Api(#[from] api::BindError),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error(transparent)]
+    Vpn(#[from] VpnError),
     #[error("not ready within {} s", PREPARE_TIMEOUT.as_secs())]
     TimedOut,
 }
@@ -82,6 +90,7 @@ pub struct Prepared {
     closing: Vec<Multiaddr>,
     api: Rebind<api::Bound>,
     metrics: Rebind<api::Bound>,
+    vpn: vpn::Prepared,
     log: PreparedLog,
 }
 
@@ -140,6 +149,8 @@ impl Node {
         let (publish, live) = watch::channel(Arc::new(nothing));
         let (members, membership) = watch::channel(Arc::<Membership>::default());
         let (net, heard) = net::start(&identity.keypair, live.clone(), membership)?;
+        let (claims, machines) = watch::channel(Arc::default());
+        let vpn = Vpn::new(net.clone(), live.clone(), machines.clone());
         let ledger = sync::Handle::start(sync::Inputs {
             keypair: identity.keypair,
             state_dir: config.node.state_dir.clone(),
@@ -147,6 +158,7 @@ impl Node {
             heard,
             live,
             members,
+            machines: claims,
         });
         Ok(Node {
             net,
@@ -155,6 +167,8 @@ impl Node {
             listeners: Vec::new(),
             api: Served::default(),
             metrics: Served::default(),
+            vpn,
+            machines,
             requests,
             log,
             new_key: identity.new.then(|| config.node.key_file.clone()),
@@ -210,7 +224,9 @@ impl Node {
                 opened.listeners.push(address.clone());
             }
         }
+        let vpn = self.vpn.prepare(&config.vpn).await?;
         Ok(Prepared {
+            vpn,
             config,
             opened,
             closing,
@@ -247,6 +263,7 @@ impl Node {
             closing,
             api,
             metrics,
+            vpn,
             log,
         } = prepared;
         let generation = self.publish.borrow().generation.next();
@@ -259,6 +276,7 @@ impl Node {
         self.net.close(closing);
         self.api.replace(api, &self.requests);
         self.metrics.replace(metrics, &self.requests);
+        self.vpn.commit(vpn);
         Committed {
             generation,
             net: self.net.clone(),

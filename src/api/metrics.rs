@@ -1,11 +1,15 @@
 //! The status report as metrics: one source for what `status` shows and what is scraped.
 
-use super::{NetworkReport, ReachReport, StatusReport};
+use super::{NetworkReport, ReachReport, StatusReport, VpnReport};
 use crate::plan::{Outcome, State, Trigger};
 use prometheus_client::{
     encoding::text,
     metrics::{
-        counter::ConstCounter, counter::Counter, family::Family, gauge::ConstGauge, info::Info,
+        counter::ConstCounter,
+        counter::Counter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        info::Info,
     },
     registry::{Registry, Unit},
 };
@@ -21,6 +25,9 @@ pub(super) fn exposition(report: &StatusReport) -> String {
     }
     if let Some(report) = &report.node.network {
         network(&mut registry, report);
+    }
+    if let Some(report) = &report.node.vpn {
+        vpn(&mut registry, report);
     }
     let version = vec![("version", report.version.clone())];
     registry.register("build", "The program that runs", Info::new(version));
@@ -319,6 +326,39 @@ fn network(registry: &mut Registry, report: &NetworkReport) {
         "clock_steps",
         "Times the system clock was set by more than 30 s",
         ConstCounter::new(report.clock_steps),
+    );
+}
+
+fn vpn(registry: &mut Registry, report: &VpnReport) {
+    let carriers = Family::<Vec<(&'static str, String)>, Gauge>::default();
+    let bytes = Family::<Vec<(&'static str, String)>, Counter>::default();
+    for peer in &report.peers {
+        carriers
+            .get_or_create(&vec![("carrier", peer.carrier.replace(' ', "_"))])
+            .inc();
+        for (direction, traffic) in [("in", peer.received), ("out", peer.sent)] {
+            let labels = vec![
+                ("direction", direction.to_owned()),
+                ("peer", peer.peer.clone()),
+            ];
+            bytes.get_or_create(&labels).inc_by(traffic.bytes);
+        }
+    }
+    registry.register(
+        "vpn_peers",
+        "Members with an address in the overlay, by how packets reach them",
+        carriers,
+    );
+    registry.register_with_unit(
+        "vpn_traffic",
+        "Bytes of packets carried",
+        Unit::Bytes,
+        bytes,
+    );
+    registry.register(
+        "vpn_dropped",
+        "Packets that went no further",
+        by("reason", &report.dropped),
     );
 }
 

@@ -1,6 +1,6 @@
 //! What a running node says about itself: the body of `GET /v1/status`, and the source of every metric.
 
-use super::{NetworkReport, ReachReport};
+use super::{NetworkReport, ReachReport, VpnReport};
 use crate::{
     id::Generation,
     plan::{Acknowledgement, Outcome, State, Trigger},
@@ -78,6 +78,9 @@ pub struct NodeReport {
     /// Absent without `[network]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkReport>,
+    /// Absent while `vpn.enabled` is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vpn: Option<VpnReport>,
     /// What does not work as it should.
     #[serde(skip)]
     pub problems: Vec<String>,

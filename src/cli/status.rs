@@ -13,6 +13,7 @@ use std::{
 };
 
 mod network;
+mod vpn;
 
 /// A status is a copy of counters; a node that takes longer is in trouble.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -119,6 +120,9 @@ fn lines(report: &StatusReport, now: f64, paint: Paint) -> String {
     if let Some(network) = &node.network {
         text.push_str(&network::lines(network, paint));
     }
+    if let Some(vpn) = &node.vpn {
+        text.push_str(&vpn::lines(vpn, paint));
+    }
     for problem in &report.problems {
         text.push_str(&row("problem", &[paint.warn(problem)]));
     }
@@ -132,6 +136,9 @@ fn lines(report: &StatusReport, now: f64, paint: Paint) -> String {
     text.push_str(&peers(&node.relay));
     if let Some(network) = &node.network {
         text.push_str(&network::table(network));
+    }
+    if let Some(vpn) = &node.vpn {
+        text.push_str(&vpn::table(vpn));
     }
     text
 }

@@ -19,6 +19,7 @@ mod access;
 mod network;
 mod operation;
 mod relay;
+mod vpn;
 
 pub use access::{
     AccessFile, ActionFile, AudienceFile, ListFile, ModeFile, OperationFile, TestFile,
@@ -26,6 +27,7 @@ pub use access::{
 pub use network::{DiscoveryFile, LedgerFile, NetworkFile};
 pub use operation::{ApiFile, LimitsFile, LogFile, ReloadFile};
 pub use relay::{OnShrinkFile, RelayFile, ResourcesFile};
+pub use vpn::{RouteFile, VpnFile};
 
 /// An edgevpn node. Sections and keys may be left out; what is there must be known. Durations, sizes, rates and
 /// bandwidths are strings with a unit.
@@ -65,6 +67,11 @@ pub struct File {
     #[validate(length(max = 10000))]
     #[validate(nested)]
     pub peer: Vec<PeerFile>,
+
+    /// The virtual private network: carrying IP packets between members.
+    #[serde(default)]
+    #[validate(nested)]
+    pub vpn: VpnFile,
 
     /// Circuit relay v2: carrying connections between peers that cannot reach each other.
     #[serde(default)]

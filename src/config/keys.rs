@@ -99,7 +99,7 @@ fn flatten(
         }
         Value::Array(tables) if is_array_of_tables(path) => {
             for (at, table) in tables.iter().enumerate() {
-                let identity = ["id", "name"]
+                let identity = ["id", "name", "to"]
                     .iter()
                     .find_map(|name| table.get(name)?.as_str());
                 let key = join(key, identity.unwrap_or_default());

@@ -9,7 +9,10 @@ use std::{
 use ipnet::IpNet;
 use libp2p::{Multiaddr, multiaddr::Protocol};
 
+mod overlay;
 mod secret;
+
+pub use overlay::{HostAddress, InterfaceAddress, Prefix};
 
 pub use secret::{CredentialName, LONGEST_TOKEN, PathName, TokenText, VariableName};
 

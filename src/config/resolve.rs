@@ -9,12 +9,13 @@ use validator::Validate;
 
 use super::{
     Access, AccessList, Api, Block, Checked, Config, Discovery, Ledger, Limits, ListFile, Log,
-    Node, Peer, RelayClient, Reload, SecretFile, Source, Summary, Surroundings, Transport,
+    Node, Peer, RelayClient, Reload, SecretFile, Source, Summary, Surroundings, Transport, Vpn,
+    VpnRoute,
     check::{self, Tree},
     diagnostic::{Code, Diagnostic},
     document::{self, Text},
     environment::{self, Filled},
-    file::{ActionFile, File, OnShrinkFile, RelayFile},
+    file::{ActionFile, File, OnShrinkFile, RelayFile, VpnFile},
     keys,
     names::{PeerOrNetwork, PeerWithAddress, without_peer},
     policy, rules, secret,
@@ -289,6 +290,7 @@ fn assemble(file: &File, place: Place, directory: &Path) -> Config {
             peers: by_peer(&file.relay.peers),
             static_only: file.relay.static_only,
         },
+        vpn: vpn(&file.vpn),
         limits: Limits {
             connections: limits.connections,
             connections_per_peer: limits.connections_per_peer,
@@ -331,6 +333,25 @@ fn by_peer(written: &[PeerWithAddress]) -> Vec<Peer> {
         }
     }
     peers
+}
+
+fn vpn(file: &VpnFile) -> Vpn {
+    Vpn {
+        enabled: file.enabled,
+        interface: file.interface.clone(),
+        addresses: file.addresses.iter().map(|address| address.0).collect(),
+        mtu: file.mtu,
+        port: file.port,
+        routes: file
+            .routes
+            .iter()
+            .map(|route| VpnRoute {
+                to: route.to.0,
+                via: route.via.0,
+            })
+            .collect(),
+        advertise: file.advertise.iter().map(|prefix| prefix.0).collect(),
+    }
 }
 
 fn block(entries: &[PeerOrNetwork]) -> Block {

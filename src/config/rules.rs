@@ -30,6 +30,7 @@ pub fn check(view: &View<'_>, sound: bool) -> Vec<Diagnostic> {
     if sound {
         members(view, &mut found);
         ledger(view, &mut found);
+        vpn(view, &mut found);
         tests(view, &mut found);
         resources(view, &mut found);
         access(view, &mut found);
@@ -467,6 +468,46 @@ fn ledger(view: &View<'_>, found: &mut Found) {
     };
     let diagnostic = view.mark(diagnostic, first, "two of these do not fit");
     found.push(view.mark_related(diagnostic, second, "the other one"));
+}
+
+/// The overlay is of the members of a network, and a machine without an address is not in it.
+fn vpn(view: &View<'_>, found: &mut Found) {
+    let vpn = &view.file.vpn;
+    if !vpn.enabled {
+        return;
+    }
+    let broken = if !super::secret::is_in_network(&view.file.network) {
+        Some((
+            "`vpn.enabled` carries packets between members, and this node is in no network",
+            "there are no members",
+            "name the token of the network: [network] token_file = \"/etc/edgevpn/token\"; or remove the key",
+        ))
+    } else if vpn.addresses.is_empty() {
+        Some((
+            "`vpn.enabled` without an address: nobody could send a packet here",
+            "this machine has no address in the overlay",
+            "give it one: [vpn] addresses = [\"10.1.0.11/24\"]",
+        ))
+    } else {
+        None
+    };
+    if let Some((message, label, help)) = broken {
+        let diagnostic = Diagnostic::new(Code::Contradiction, message)
+            .key("vpn.enabled")
+            .help(help);
+        found.push(view.mark(diagnostic, "vpn.enabled", label));
+    }
+    let mut seen = std::collections::BTreeMap::new();
+    for (at, route) in vpn.routes.iter().enumerate() {
+        let here = format!("vpn.routes[{at}].to");
+        if let Some(first) = seen.insert(route.to.to_string(), here.clone()) {
+            found.push(view.twice(
+                format!("the prefix {} is routed twice", route.to),
+                &first,
+                &here,
+            ));
+        }
+    }
 }
 
 /// An entry that stands in a list twice was meant to be another one, or is a leftover.

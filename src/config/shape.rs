@@ -30,6 +30,9 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<names::MaybeSocket>(),
     Kind::of::<names::ApiAddress>(),
     Kind::of::<names::Directives>(),
+    Kind::of::<names::InterfaceAddress>(),
+    Kind::of::<names::Prefix>(),
+    Kind::of::<names::HostAddress>(),
 ];
 
 /// The form of a value.

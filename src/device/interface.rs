@@ -56,6 +56,9 @@ impl Interface {
         let missing = || InterfaceError::Missing {
             name: name.to_owned(),
         };
+        // Then the kernel keeps them by itself. Where this cannot be written they are added again.
+        let promote = format!("/proc/sys/net/ipv4/conf/{name}/promote_secondaries");
+        let _ = tokio::fs::write(promote, "1").await;
         let link = links
             .try_next()
             .await
@@ -140,7 +143,31 @@ impl Interface {
                 let _ = self.handle.address().del(message).execute().await;
             }
         }
+        if from.addresses.iter().any(|old| !to.addresses.contains(old)) {
+            self.restore(to).await?;
+        }
         self.set = to.clone();
+        Ok(())
+    }
+
+    /// With an address the kernel takes those that are secondary to it, and routes that lead out of it.
+    async fn restore(&self, to: &Settings) -> Result<(), InterfaceError> {
+        for address in &to.addresses {
+            let add = self
+                .handle
+                .address()
+                .add(self.index, address.addr(), address.prefix_len());
+            self.carry_out(
+                &format!("keep the address {address}"),
+                add.replace().execute(),
+            )
+            .await?;
+        }
+        for message in to.routes.iter().filter_map(|route| self.route(*route)) {
+            let add = self.handle.route().add(message);
+            self.carry_out("keep a route", add.replace().execute())
+                .await?;
+        }
         Ok(())
     }
 

@@ -39,7 +39,7 @@ mod stream;
 mod transmit;
 mod wake;
 
-pub use peer::{Carrier, PeerReport};
+pub use peer::{Carrier, Count, PeerReport};
 
 use answer::Answers;
 use direct::{Direct, link};

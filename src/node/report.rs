@@ -39,6 +39,7 @@ impl Node {
                 }
                 network
             }),
+            vpn: self.vpn.report(&self.machines.borrow()),
             problems: problems.unwrap_or_default(),
             panics: task::panics(),
         }

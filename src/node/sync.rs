@@ -7,7 +7,7 @@
 //!
 //! A panic in here is counted and the task begins anew from the state on disk; what was lost comes back from the neighbours.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use libp2p::identity::Keypair;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -45,6 +45,9 @@ pub struct Handle {
     task: Task,
 }
 
+/// Addresses in the overlay, each with the member that has it.
+pub type Machines = BTreeMap<IpAddr, PeerId>;
+
 /// What the task lives on.
 pub struct Inputs {
     pub keypair: Keypair,
@@ -53,6 +56,7 @@ pub struct Inputs {
     pub heard: mpsc::Receiver<Heard>,
     pub live: watch::Receiver<Arc<Snapshot>>,
     pub members: watch::Sender<Arc<Membership>>,
+    pub machines: watch::Sender<Arc<Machines>>,
 }
 
 enum Question {

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     config::{self, Checked, Config, Diagnostic},
+    device::OpenError,
     net::{ListenError, identity::KeyFileError},
     node::{self, Node},
     plan::{Acknowledgement, Outcome, Plan, Trigger},
@@ -80,6 +81,9 @@ impl StartFailure {
             StartFailure::Prepare(node::PrepareError::Listen(ListenError::Privileged {
                 ..
             })) => NO_PERMISSION,
+            StartFailure::Prepare(node::PrepareError::Vpn(node::VpnError::Device(
+                OpenError::Privilege { .. },
+            ))) => NO_PERMISSION,
             StartFailure::Prepare(error) if is_forbidden(error) => NO_PERMISSION,
             StartFailure::Node(_) | StartFailure::Prepare(_) | StartFailure::Signals(_) => {
                 UNAVAILABLE

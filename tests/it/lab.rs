@@ -8,6 +8,7 @@ mod members;
 pub mod network;
 mod reach;
 mod rotation;
+mod vpn;
 pub mod world;
 
 use crate::peers::counterparty::{Answer, Counterparty};

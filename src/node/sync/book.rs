@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry as Slot},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,7 +25,7 @@ use crate::{
         exchange::{self, Neighbours},
         gossip,
     },
-    wire::{self, Bounds, Fingerprint, OpenError, Window as SealWindow},
+    wire::{self, Bounds, Fingerprint, OpenError, Window as SealWindow, value::Machine},
 };
 
 /// Peers that have greeted us and to whom no stream is open, at most; beyond it they greet again.
@@ -68,6 +69,13 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Takes in what another piece of work by this node itself has led to.
+    fn and(&mut self, other: Outcome) {
+        self.frames.extend(other.frames);
+        self.changed |= other.changed;
+        self.said |= other.said;
+    }
+
     fn reject(&mut self, reason: &'static str, count: u64) {
         let total = self.rejected.entry(reason).or_default();
         *total = total.saturating_add(count);
@@ -81,14 +89,22 @@ pub struct Own {
     addresses: Vec<Multiaddr>,
     /// `ledger.heartbeat`.
     heartbeat: Duration,
+    /// Addresses in the overlay.
+    hosts: Vec<IpAddr>,
 }
 
 impl Own {
-    pub fn new(name: String, addresses: Vec<Multiaddr>, heartbeat: Duration) -> Own {
+    pub fn new(
+        name: String,
+        addresses: Vec<Multiaddr>,
+        heartbeat: Duration,
+        hosts: Vec<IpAddr>,
+    ) -> Own {
         Own {
             name,
             addresses: addresses.into_iter().filter(is_worth_dialling).collect(),
             heartbeat,
+            hosts,
         }
     }
 }
@@ -389,16 +405,71 @@ impl Book {
             addresses: own.addresses.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let outcome = self.put(Bucket::Nodes, &node.value(), now);
-        if self.beats(own.heartbeat, now) {
-            return outcome;
+        let mut outcome = self.put(Bucket::Nodes, &node.value(), now);
+        if !self.beats(own.heartbeat, now) {
+            outcome.and(self.beat(now));
         }
-        let mut outcome = outcome;
-        let beat = self.beat(now);
-        outcome.frames.extend(beat.frames);
-        outcome.changed |= beat.changed;
-        outcome.said |= beat.said;
+        self.claim(own, now, &mut outcome);
         outcome
+    }
+
+    /// Says which addresses of the overlay are this node's, and withdraws those that are no longer. One that a member has
+    /// already stays that member's.
+    fn claim(&mut self, own: &Own, now: UnixTime, outcome: &mut Outcome) {
+        let mut written = Vec::new();
+        let bucket = Bucket::Machines.name();
+        for host in &own.hosts {
+            let key = host.to_string();
+            let machine = Machine {
+                peer_id: self.local.to_base58(),
+                hostname: own.name.clone(),
+                os: GO_OS.to_owned(),
+                arch: go_arch().to_owned(),
+                address: key.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            };
+            let value = machine.to_text();
+            if self.ledger.put(bucket, &key, &value, &self.keypair, now) {
+                written.extend(self.ledger.get(bucket, &key).cloned());
+            }
+        }
+        let local = self.local.to_base58();
+        let is_stale = |record: &&Arc<Record>| {
+            let host = record.key().parse().ok();
+            *record.bucket() == Bucket::Machines
+                && !record.entry().deleted
+                && record.entry().owner == local
+                && !host.is_some_and(|host: IpAddr| own.hosts.contains(&host))
+        };
+        let stale: Vec<String> = self
+            .ledger
+            .iter()
+            .filter(is_stale)
+            .map(|record| record.key().to_owned())
+            .collect();
+        for key in stale {
+            if self.ledger.delete(bucket, &key, &self.keypair, now) {
+                written.extend(self.ledger.get(bucket, &key).cloned());
+            }
+        }
+        self.said(&written, now, outcome);
+    }
+
+    /// Addresses in the overlay, each with the member that has it; this node's own included.
+    pub fn machines(&self, now: UnixTime) -> BTreeMap<IpAddr, PeerId> {
+        let machine = |record: &Arc<Record>| {
+            let entry = record.entry();
+            if *record.bucket() != Bucket::Machines || entry.deleted {
+                return None;
+            }
+            let host: IpAddr = record.key().parse().ok()?;
+            let peer = parse_peer_id(&Machine::read(&entry.value)?.peer_id).ok()?;
+            // Without ownership nobody signs, and the value is all there is.
+            let owned = entry.owner.is_empty() || entry.owner == peer.to_base58();
+            let alive = peer == self.local || self.ledger.why_not_member(&peer, now).is_none();
+            (owned && alive).then_some((host, peer))
+        };
+        self.ledger.iter().filter_map(machine).collect()
     }
 
     /// Whether the heartbeat of this node is in its place, and neither older than two pauses nor dated ahead.
@@ -498,6 +569,19 @@ impl Book {
             from: self.local,
             to: peer,
         }
+    }
+}
+
+/// As Go names it, for the nodes that read it.
+const GO_OS: &str = "linux";
+
+/// Go has names of its own for some processors.
+fn go_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        other => other,
     }
 }
 

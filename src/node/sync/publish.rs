@@ -66,11 +66,29 @@ impl Pump<'_> {
         }
     }
 
+    /// Publishes who has which address. Members that lapse take their addresses along.
+    pub(super) fn publish_machines(&mut self) {
+        if !self.config.vpn.enabled || !std::mem::take(&mut self.machines_stale) {
+            return;
+        }
+        let now = self.now();
+        let book = self.joined.as_ref().and_then(|joined| joined.book.as_ref());
+        let machines = book.map(|book| book.machines(now)).unwrap_or_default();
+        self.inputs.machines.send_if_modified(|published| {
+            let changed = **published != machines;
+            if changed {
+                *published = Arc::new(machines);
+            }
+            changed
+        });
+    }
+
     async fn publish_members(&mut self, revision: u64, at: Instant) {
         let now = self.now();
         let book = self.joined.as_ref().and_then(|joined| joined.book.as_ref());
         let Some(book) = book else { return };
         let mut membership = book.membership(Window::Closed, now);
+        self.machines_stale = true;
         let known = !membership.members.is_empty();
         let bootstrap = self.config.access.bootstrap;
         membership.window = self.bootstrap.look(known, bootstrap, at);

@@ -58,6 +58,8 @@ pub struct Pump<'a> {
     pub(super) counts: Counts,
     complaints: Complaints,
     pub(super) published: Option<Published>,
+    /// The ledger has changed since [`Inputs::machines`] was published.
+    pub(super) machines_stale: bool,
 }
 
 /// The network this node is in.
@@ -101,6 +103,7 @@ impl<'a> Pump<'a> {
             counts: Counts::default(),
             complaints: Complaints::default(),
             published: None,
+            machines_stale: true,
         }
     }
 
@@ -273,6 +276,7 @@ impl<'a> Pump<'a> {
         );
         self.published = None;
         self.inputs.members.send_replace(Arc::default());
+        self.machines_stale = true;
     }
 
     async fn stop(mut self) {
@@ -347,6 +351,7 @@ impl<'a> Pump<'a> {
             return;
         };
         if outcome.changed {
+            self.machines_stale = true;
             joined.schedule.advance(Due::Keep, later(KEEP_AFTER));
         }
         if outcome.said && joined.broadcast_to > 0 {
@@ -372,6 +377,7 @@ impl<'a> Pump<'a> {
             }
         }
         self.publish().await;
+        self.publish_machines();
         self.look_ahead();
     }
 
@@ -394,7 +400,18 @@ impl<'a> Pump<'a> {
         let Some(joined) = &mut self.joined else {
             return;
         };
-        let own = Own::new(name, addresses, self.config.ledger.heartbeat);
+        let vpn = &self.config.vpn;
+        let hosts = vpn
+            .addresses
+            .iter()
+            .filter(|_| vpn.enabled)
+            .map(|address| address.addr());
+        let own = Own::new(
+            name,
+            addresses,
+            self.config.ledger.heartbeat,
+            hosts.collect(),
+        );
         joined
             .schedule
             .set(Due::Announce, Some(later(a_little_early(every))));

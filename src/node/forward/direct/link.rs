@@ -39,7 +39,8 @@ const REKEY_DATAGRAMS: u64 = 1 << 32;
 /// Datagrams under way when the keys change are still opened for so long.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Before another attempt after a stream could not be opened or broke.
+/// Before another attempt after a stream could not be opened or broke; doubles with each failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// Sizes of datagrams that are probed. The first passes every path with IPv6's least MTU of 1280 (48 bytes of IPv6 and UDP),
@@ -75,6 +76,7 @@ pub async fn keep(
         return std::future::pending().await;
     }
     let mut epoch = 0_u8;
+    let mut failures = 0_u32;
     let mut changes = streams.changes();
     loop {
         match streams.open(peer.id, PROTOCOL, Route::PreferDirect).await {
@@ -88,6 +90,7 @@ pub async fn keep(
                         running.until_over(&mut stream).await;
                         running.retire();
                         epoch = epoch.wrapping_add(1);
+                        failures = 0;
                         continue;
                     }
                     Ok(Err(error)) => {
@@ -95,7 +98,10 @@ pub async fn keep(
                     }
                     Err(_) => tracing::debug!(peer = %peer.id, "no direct session: no answer"),
                 }
-                sleep(PAUSE).await;
+                let doubled =
+                    FIRST_PAUSE.saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX));
+                failures = failures.saturating_add(1);
+                sleep(doubled.min(PAUSE)).await;
             }
             // A Go node, or one without a device: it will not change its mind soon.
             Err(OpenError::Unsupported { .. }) => sleep(PAUSE * 6).await,
