@@ -146,7 +146,7 @@ fn a_value_survives_being_written_and_read_again() {
             continue;
         };
         let elsewhere = ["api.listen", "acl.bootstrap"];
-        let in_table = ["peer", "acl.", "network"]
+        let in_table = ["peer", "acl.", "network", "vpn.routes"]
             .iter()
             .any(|table| section.starts_with(table));
         if in_table || elsewhere.contains(&key) {
@@ -178,7 +178,7 @@ fn the_schema_accepts_every_string_that_the_program_accepts() {
         } else {
             &leaf["x-edgevpn-kind"]
         };
-        let in_table = ["peer.", "acl.list.", "acl.test.", "network."]
+        let in_table = ["peer.", "acl.list.", "acl.test.", "network.", "vpn.routes."]
             .iter()
             .any(|table| path.starts_with(table));
         if kind.is_null() || in_table {
@@ -250,6 +250,9 @@ const STRINGS: &[&str] = &[
     "::/0",
     "::1",
     "2001:db8::/32",
+    "10.7.0.2/24",
+    "fd00:1::11/64",
+    "192.168.10.0/24",
     "::ffff:192.0.2.1",
     "::ffff:192.0.2.0/120",
     "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN",
