@@ -12,7 +12,7 @@ use libp2p::{Multiaddr, multiaddr::Protocol};
 mod overlay;
 mod secret;
 
-pub use overlay::{HostAddress, InterfaceAddress, Prefix};
+pub use overlay::{HostAddress, InterfaceAddress, InterfaceName, Prefix};
 
 pub use secret::{CredentialName, LONGEST_TOKEN, PathName, TokenText, VariableName};
 

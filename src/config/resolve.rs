@@ -338,7 +338,7 @@ fn by_peer(written: &[PeerWithAddress]) -> Vec<Peer> {
 fn vpn(file: &VpnFile) -> Vpn {
     Vpn {
         enabled: file.enabled,
-        interface: file.interface.clone(),
+        interface: file.interface.0.clone(),
         addresses: file.addresses.iter().map(|address| address.0).collect(),
         mtu: file.mtu,
         port: file.port,

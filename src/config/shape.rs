@@ -33,6 +33,7 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<names::InterfaceAddress>(),
     Kind::of::<names::Prefix>(),
     Kind::of::<names::HostAddress>(),
+    Kind::of::<names::InterfaceName>(),
 ];
 
 /// The form of a value.

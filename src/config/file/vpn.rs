@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use validator::Validate;
 
-use crate::config::names::{HostAddress, InterfaceAddress, Prefix};
+use crate::config::names::{HostAddress, InterfaceAddress, InterfaceName, Prefix};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
@@ -19,9 +19,8 @@ pub struct VpnFile {
     /// Name of the TUN device, at most 15 characters. It is made when the node starts and gone when it ends.
     ///
     /// Example: `interface = "office0"`.
-    #[validate(length(min = 1, max = 15))]
-    #[schemars(pattern("^[A-Za-z0-9_.-]+$"), extend("x-edgevpn-reload" = "rebind"))]
-    pub interface: String,
+    #[schemars(extend("x-edgevpn-reload" = "rebind"))]
+    pub interface: InterfaceName,
 
     /// Addresses of this machine in the overlay, IPv4 or IPv6, each with the length of the overlay's prefix. Other members
     /// learn them from the ledger; an address belongs to one member.
@@ -66,7 +65,7 @@ impl Default for VpnFile {
     fn default() -> Self {
         Self {
             enabled: false,
-            interface: "edgevpn0".to_owned(),
+            interface: InterfaceName("edgevpn0".to_owned()),
             addresses: Vec::new(),
             mtu: 1420,
             port: 0,

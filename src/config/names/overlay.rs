@@ -10,6 +10,10 @@ use crate::config::literal::{Fault, Literal, literal};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct InterfaceAddress(pub IpNet);
 
+/// What the kernel takes as the name of a device.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct InterfaceName(pub String);
+
 /// A network, without host bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Prefix(pub IpNet);
@@ -55,6 +59,35 @@ impl FromStr for InterfaceAddress {
 }
 
 impl fmt::Display for InterfaceAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Literal for InterfaceName {
+    const KIND: &'static str = "interface-name";
+    const NOUN: &'static str = "the name of a device";
+    const EXPECTED: &'static str = "the name of a device: 1 to 15 letters, digits, `_`, `-` or `.`";
+    const PATTERN: &'static str = "^[A-Za-z0-9_.-]{1,15}$";
+}
+
+impl FromStr for InterfaceName {
+    type Err = Fault;
+
+    /// Linux takes more, shells and rules of firewalls do not.
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        let fits = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-' | '.');
+        match text {
+            "" => Err(Fault::new("empty")),
+            "." | ".." => Err(Fault::new("a directory, not a device")),
+            _ if text.len() > 15 => Err(Fault::new("longer than 15 characters")),
+            _ if !text.chars().all(fits) => Err(Fault::new("only letters, digits, `_`, `-` and `.`")),
+            _ => Ok(InterfaceName(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for InterfaceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -142,5 +175,6 @@ fn usable(address: IpAddr) -> Result<(), Fault> {
 }
 
 literal!(InterfaceAddress);
+literal!(InterfaceName);
 literal!(Prefix);
 literal!(HostAddress);
