@@ -318,12 +318,12 @@ impl Behaviour {
     fn announce(&mut self, keys: &BTreeSet<Key>, calendar: UnixTime) {
         if let Some(terms) = &self.terms {
             let ours = schedule::keys_of(&terms.tokens, calendar);
-            let ours = ours.iter().map(|key| RecordKey::new(key)).collect();
+            let ours = ours.iter().map(RecordKey::new).collect();
             self.kad.store_mut().set_ours(ours);
         }
         let old: Vec<RecordKey> = {
             use kad::store::RecordStore;
-            let wanted: HashSet<RecordKey> = keys.iter().map(|key| RecordKey::new(key)).collect();
+            let wanted: HashSet<RecordKey> = keys.iter().map(RecordKey::new).collect();
             let provided = self.kad.store_mut().provided();
             let old = provided.filter(|record| !wanted.contains(&record.key));
             old.map(|record| record.key.clone()).collect()
@@ -381,10 +381,8 @@ impl Behaviour {
                     InboundRequest::AddProvider {
                         record: Some(record),
                     },
-            } => {
-                if self.kad.mode() == Mode::Server {
-                    self.kad.store_mut().entrust(record, Instant::now());
-                }
+            } if self.kad.mode() == Mode::Server => {
+                self.kad.store_mut().entrust(record, Instant::now());
             }
             kad::Event::OutboundQueryProgressed {
                 id, result, step, ..

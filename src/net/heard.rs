@@ -18,7 +18,7 @@ const WAITING: usize = 1024;
 pub enum Heard {
     /// Of the exchange between our own nodes.
     Exchange(exchange::Frame),
-    /// Broadcast in a room. It goes on to others when [`super::Handle::judge`] has said so.
+    /// Broadcast in a room. It goes on to others when [`super::gossip::Control::judge`] has said so.
     Gossip(gossip::Message, Waiting),
 }
 

@@ -436,10 +436,11 @@ fn named(config: &Config) -> [(Source, BTreeMap<PeerId, Vec<Multiaddr>>); 3] {
         (Source::Bootstrap, all(&bootstrap)),
         (
             Source::Relay,
-            relays
-                .enabled
-                .then(|| all(&relays.peers))
-                .unwrap_or_default(),
+            if relays.enabled {
+                all(&relays.peers)
+            } else {
+                Default::default()
+            },
         ),
     ]
 }

@@ -360,7 +360,10 @@ async fn super_packets_cross_as_datagrams_and_arrive_joined() {
     assert!(super_packets <= 4, "{super_packets} super-packets");
     // Probes may have come before their session was known.
     let report = one.forward.report();
-    let before = report.dropped.iter().find(|(reason, _)| *reason == Drop::NotAuthentic);
+    let before = report
+        .dropped
+        .iter()
+        .find(|(reason, _)| *reason == Drop::NotAuthentic);
     let before = before.map_or(0, |(_, count)| *count);
     let stranger = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
     let port = one.forward.direct_port().expect("a port");

@@ -36,7 +36,7 @@ async fn a_new_token_leaves_the_old_room_and_joins_the_new_one_on_the_same_conne
     let mut one = Member::start(&old).await;
     let mut two = Member::start(&old).await;
     one.dial(&two).await;
-    one.follow(&[new.clone()]);
+    one.follow(std::slice::from_ref(&new));
     two.until("the room empties", |outlet| outlet.subscribers == 0)
         .await;
     two.follow(&[new, old]);
@@ -53,7 +53,7 @@ async fn without_a_token_nothing_is_spoken_and_with_one_it_begins_on_the_same_co
     let mut two = Member::start(&token).await;
     two.follow(&[]);
     one.dial_address(two.id, two.tcp.clone());
-    two.follow(&[token.clone()]);
+    two.follow(std::slice::from_ref(&token));
     one.until("the room fills", |outlet| outlet.subscribers == 1)
         .await;
     two.follow(&[]);

@@ -17,6 +17,7 @@ mod state;
 mod vectors;
 
 /// The simulation that the bench runs at larger sizes.
+#[allow(dead_code, reason = "the benchmark uses the rest")]
 #[path = "../../benches/scale/network.rs"]
 mod network;
 

@@ -76,12 +76,15 @@ impl FromStr for InterfaceName {
 
     /// Linux takes more, shells and rules of firewalls do not.
     fn from_str(text: &str) -> Result<Self, Fault> {
-        let fits = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-' | '.');
+        let fits =
+            |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-' | '.');
         match text {
             "" => Err(Fault::new("empty")),
             "." | ".." => Err(Fault::new("a directory, not a device")),
             _ if text.len() > 15 => Err(Fault::new("longer than 15 characters")),
-            _ if !text.chars().all(fits) => Err(Fault::new("only letters, digits, `_`, `-` and `.`")),
+            _ if !text.chars().all(fits) => {
+                Err(Fault::new("only letters, digits, `_`, `-` and `.`"))
+            }
             _ => Ok(InterfaceName(text.to_owned())),
         }
     }

@@ -321,7 +321,9 @@ mod tests {
                 .expect("a network")
         };
         let ours: &[u64] = &[9, 10, 11];
-        let cases: [(&[&[u64]], u64, &[u64]); 7] = [
+        /// Which windows peers are in, the one to publish in, and further ones.
+        type Case<'a> = (&'a [&'a [u64]], u64, &'a [u64]);
+        let cases: [Case<'_>; 7] = [
             (&[], 10, &[]),
             (&[ours], 10, &[]),
             (&[ours, &[10]], 10, &[]),

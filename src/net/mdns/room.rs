@@ -548,7 +548,7 @@ mod tests {
     fn an_answer_heard_again_is_no_news() {
         let mut node = Node::on_lan(1, Instant::now());
         let packet = offer(PeerId::random(), "/ip4/192.168.1.2/tcp/1", 60);
-        node.hear(&[packet.clone()]);
+        node.hear(std::slice::from_ref(&packet));
         node.actions();
         node.hear(&[packet]);
         assert_eq!(node.actions(), []);

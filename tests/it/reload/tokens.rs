@@ -107,7 +107,7 @@ fn another_place_for_the_same_token_changes_nothing() {
     let token = token();
     let node = member(&token);
     put(&node.path("other.token"), &token.to_yaml(), 0o600);
-    write(&node, &file("1", &in_network("other.token")));
+    write(&node, file("1", &in_network("other.token")));
     let status = node.until("it is looked at", |status| {
         status["last_attempt"]["outcome"] == "unchanged"
     });
@@ -139,7 +139,7 @@ fn a_network_that_costs_more_than_allowed_is_not_left() {
 #[test]
 fn a_file_that_lost_its_network_is_held_back() {
     let node = member(&token());
-    write(&node, &file("1", ""));
+    write(&node, file("1", ""));
     let status = node.until("it is held back", |status| {
         status["last_attempt"]["diagnostics"][0]["code"] == "EV0203"
     });
@@ -158,9 +158,9 @@ fn no_token_reaches_the_log_the_status_the_history_or_a_plan() {
         )
     };
     let node = start(&inline(&first, ""));
-    write(&node, &inline(&second, ""));
+    write(&node, inline(&second, ""));
     node.until("the new token", |status| status["generation"] == 2);
-    write(&node, &inline(&first, " token = \"again\""));
+    write(&node, inline(&first, " token = \"again\""));
     let broken = node.until("it is rejected", |status| {
         status["last_attempt"]["outcome"] == "rejected"
     });

@@ -126,6 +126,10 @@ pub struct RelayUnderTest {
     generation: u64,
     live: watch::Sender<Arc<Snapshot>>,
     /// Who is a member; nobody at first.
+    #[allow(
+        dead_code,
+        reason = "held: without it the relay would see its sender gone"
+    )]
     pub members: watch::Sender<Arc<Membership>>,
     swarm: Running<RelayBehaviour>,
 }

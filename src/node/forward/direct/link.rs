@@ -289,8 +289,8 @@ async fn watch(direct: Arc<Direct>, path: Arc<Path>, offered: Vec<SocketAddr>) {
         }
         attempts += 1;
         let pause = match attempts {
-            0..=FIRST_PROBES => PROBE_INTERVAL,
-            ..=LATER_PROBES => LATER_INTERVAL,
+            tried if tried <= FIRST_PROBES => PROBE_INTERVAL,
+            tried if tried <= LATER_PROBES => LATER_INTERVAL,
             _ => LAST_INTERVAL,
         };
         wait(&path, pause).await;
