@@ -33,6 +33,12 @@
 //! *A hop request*: RESERVE or CONNECT → [`relay::admission::Admission`] (access, then caps, then rate) → a decision, which
 //! [`net::relay`] carries out.
 //!
+//! *What a member says*: gossip or exchange → [`net::Heard`] → the ledger task (`node::sync`) merges it by the rules of
+//! [`ledger`] → [`acl::Membership`] → admission, discovery, `status`. Own writes go the other way.
+//!
+//! *A packet*: device → [`overlay::router`] names the peer → sealed datagrams where a direct path is proven, else the peer's bounded
+//! queue and its stream → the other side's router: whose source, for us? → device. One table judges a whole batch.
+//!
 //! *A circuit*: two streams and one task; each turn of its pumps reads the limits that are in force then.
 //!
 //! # Invariants
@@ -59,6 +65,20 @@
 //!
 //! **Ports are probed before they are bound.** libp2p listens with `SO_REUSEPORT`, which makes "new before old" possible and lets
 //! a second node steal half of the connections in silence. A bind without that option comes first.
+
+//!
+//! **Gossip is libp2p's, inside a wrapper that restarts it per peer.** The library never repeats its subscriptions and counts five
+//! streams for a connection's whole life; EdgeVPN's nodes begin anew at each rotation and need both. The wrapper lets the
+//! library see a fresh connection; there is no fork to keep up.
+//!
+//! **Our own nodes compare and send differences.** EdgeVPN's nodes broadcast everything every ten seconds; they still get that, sealed
+//! and only while there are any. Two of ours exchange sums over a stream, so a network at rest says next to nothing.
+//!
+//! **Membership is data, not configuration.** It is published beside the snapshot, and what is lost by silence is given back by the
+//! next heartbeat: a flicker never cuts anything. Only the file and a withdrawal do.
+//!
+//! **Streams of ours name their connection.** A peer is often connected twice, directly and through a relay, and picking one by
+//! chance puts half of the traffic on the metered path.
 
 #![allow(
     rustdoc::private_intra_doc_links,
