@@ -428,6 +428,18 @@ impl Keys {
     }
 }
 
+impl Vpn {
+    /// Whether `address` is one of the overlay. A connection over it would carry its own packets in circles.
+    pub fn holds(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.enabled
+            && self
+                .addresses
+                .iter()
+                .any(|own| own.trunc().contains(&address))
+    }
+}
+
 impl std::fmt::Debug for Network {
     /// Without the secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -49,6 +49,8 @@ pub struct Behaviour {
 pub enum Closed {
     #[error("the peer or its address is in `transport.block`")]
     Blocked,
+    #[error("the connection comes through the overlay that it would carry")]
+    Overlay,
     #[error("this node holds {resident} bytes, more than `limits.memory` = {limit}")]
     Memory { resident: u64, limit: u64 },
 }
@@ -72,6 +74,9 @@ impl Behaviour {
         let snapshot = self.live.borrow().clone();
         if blocks(&snapshot.config.transport.block, peer, address) {
             return Err(ConnectionDenied::new(Closed::Blocked));
+        }
+        if address.is_some_and(|address| snapshot.config.vpn.holds(address)) {
+            return Err(ConnectionDenied::new(Closed::Overlay));
         }
         Ok(())
     }

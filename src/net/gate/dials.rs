@@ -14,7 +14,7 @@ use super::scope;
 use crate::{
     acl::Membership,
     config::{Config, Snapshot},
-    net::discovery,
+    net::{discovery, ip_of},
 };
 
 /// Addresses heard on a link, which may be any that the neighbour uses there.
@@ -48,6 +48,10 @@ impl Dials {
             return true;
         }
         let config = self.live.borrow().config.clone();
+        // Members announce the addresses of all their interfaces.
+        if ip_of(address).is_some_and(|ip| config.vpn.holds(ip)) {
+            return false;
+        }
         let anybody =
             scope::of(address).is_some_and(|scope| discovery::scopes(&config).contains(&scope));
         let Some(Protocol::P2p(peer)) = address.iter().last() else {
@@ -174,6 +178,29 @@ mod tests {
         "/ip6/::ffff:192.168.0.1/tcp/22",
         "/dns4/localhost/tcp/22",
     ];
+
+    #[test]
+    fn nobody_is_dialled_at_an_address_of_our_own_overlay() {
+        let bench = Bench::new();
+        let member = PeerId::random();
+        let membership = Membership {
+            members: [(member, UnixTime::from_secs(1))].into(),
+            ..Membership::default()
+        };
+        bench.membership.send_replace(Arc::new(membership));
+        bench.configure(|config| {
+            config.peers.push(peer_at(member, "/ip4/10.7.0.2/tcp/4001"));
+            config.vpn.enabled = true;
+            config.vpn.addresses = vec!["10.7.0.1/24".parse().expect("an address")];
+        });
+        assert!(!bench.permits("/ip4/10.7.0.2/tcp/4001", member));
+        assert!(bench.permits("/ip4/10.8.0.2/tcp/4001", member));
+        bench.configure(|config| config.peers.push(peer_at(member, "/ip4/10.7.0.2/tcp/4001")));
+        assert!(
+            bench.permits("/ip4/10.7.0.2/tcp/4001", member),
+            "there is no overlay"
+        );
+    }
 
     #[test]
     fn a_stranger_is_dialled_in_public_only() {

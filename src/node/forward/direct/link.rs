@@ -253,7 +253,10 @@ async fn watch(direct: Arc<Direct>, path: Arc<Path>, offered: Vec<SocketAddr>) {
             let now = direct.millis();
             let silent = now.saturating_sub(path.last_received());
             let waiting = path.last_sent() > path.last_received();
-            if (waiting && silent > SILENCE) || silent > KEEPALIVE {
+            // A path through a satellite answers when it can.
+            let round_trip = Duration::from_micros(path.rtt_micros().into());
+            let patience = SILENCE.max(3 * round_trip.as_millis() as u64);
+            if (waiting && silent > patience) || silent > KEEPALIVE {
                 if unanswered >= MOST_UNANSWERED {
                     tracing::info!(peer = %path.peer.id, "direct path lost; packets take the stream");
                     path.peer.leave(&path);
@@ -265,7 +268,7 @@ async fn watch(direct: Arc<Direct>, path: Arc<Path>, offered: Vec<SocketAddr>) {
                 if let Some(remote) = path.remote() {
                     direct.probe(&path, remote, SIZES[0]);
                 }
-                sleep(PROBE_INTERVAL).await;
+                sleep(PROBE_INTERVAL.max(round_trip * 2)).await;
                 continue;
             }
             if path.proven() < SIZES[1] && unanswered == 0 {
