@@ -110,6 +110,22 @@ fn a_second_relay_takes_over_when_the_first_one_dies() {
     let ids = [one.peer_id(), other.peer_id()];
     one.until("a path", |status| path(status, &ids[1]) == Some("relayed"));
 
+    // Each knows the way to the other through the second relay.
+    let second_id = second.peer_id();
+    for (node, other) in [(&one, &ids[1]), (&other, &ids[0])] {
+        node.until("the other way", |status| {
+            let list = status["node"]["network"]["peers"].as_array();
+            let member =
+                list.and_then(|list| list.iter().find(|member| member["peer"] == other.as_str()));
+            let addresses = member.and_then(|member| member["addresses"].as_array());
+            addresses.is_some_and(|all| {
+                let is_it =
+                    |address: &str| address.contains(&second_id) && address.contains("p2p-circuit");
+                all.iter().filter_map(|address| address.as_str()).any(is_it)
+            })
+        });
+    }
+
     first.kill();
     let died = Instant::now();
     second.until("it carries the pair", |status| {
