@@ -82,11 +82,7 @@ impl Interface {
         let from = self.set.clone();
         let changed = self.replace(to).await;
         if changed.is_err() {
-            self.set = Settings {
-                addresses: both(&from.addresses, &to.addresses),
-                routes: both(&from.routes, &to.routes),
-                mtu: 0,
-            };
+            self.set = from.with(to);
             if let Err(error) = self.replace(&from).await {
                 tracing::error!(interface = self.name, cause = %error, "cannot undo a failed change of the interface");
             }
@@ -236,6 +232,17 @@ pub async fn addresses() -> Result<Vec<IpAddr>, InterfaceError> {
     };
     let all = all.into_iter().filter_map(own);
     Ok(all.filter(|address| !address.is_loopback()).collect())
+}
+
+impl Settings {
+    /// These and those of `more`, which decides on the MTU.
+    pub fn with(&self, more: &Settings) -> Settings {
+        Settings {
+            mtu: more.mtu,
+            addresses: both(&self.addresses, &more.addresses),
+            routes: both(&self.routes, &more.routes),
+        }
+    }
 }
 
 fn both(one: &[IpNet], other: &[IpNet]) -> Vec<IpNet> {

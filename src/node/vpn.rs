@@ -262,15 +262,7 @@ fn by_label(dropped: &[(Dropped, u64)]) -> BTreeMap<String, u64> {
 async fn extend(running: &Running, wanted: &config::Vpn) -> Result<Prepared, VpnError> {
     let mut interface = running.interface.lock().await;
     let back = interface.settings().clone();
-    let mut both = settings(wanted);
-    let missing = |all: &[IpNet], net: &IpNet| !all.contains(net);
-    let old = back
-        .addresses
-        .iter()
-        .filter(|net| missing(&both.addresses, net));
-    both.addresses = [old.copied().collect::<Vec<_>>(), both.addresses.clone()].concat();
-    let old = back.routes.iter().filter(|net| missing(&both.routes, net));
-    both.routes = [old.copied().collect::<Vec<_>>(), both.routes.clone()].concat();
+    let both = back.with(&settings(wanted));
     interface.change(&both).await?;
     Ok(Prepared::Changed(Extended {
         settings: wanted.clone(),

@@ -61,6 +61,12 @@ impl Sum {
     }
 }
 
+/// Writes a big-endian word, a sum or a length, into a packet. `None`: it is not inside.
+pub fn put(packet: &mut [u8], at: usize, word: u16) -> Option<()> {
+    *packet.get_mut(at..)?.first_chunk_mut()? = word.to_be_bytes();
+    Some(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

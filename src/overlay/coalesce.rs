@@ -3,7 +3,7 @@
 
 use super::{
     MOST_PACKET,
-    checksum::Sum,
+    checksum::{Sum, put},
     packet::{Header, TCP, UDP},
     segment::Sums,
     virtio::{Offload, Segmentation, SumLeft},
@@ -358,12 +358,6 @@ fn sum_holds(packet: &[u8], shape: &Shape) -> bool {
         Some(!none && sum.complete() == 0)
     };
     sum().unwrap_or(false)
-}
-
-/// Writes a big-endian word.
-fn put(bytes: &mut [u8], at: usize, word: u16) -> Option<()> {
-    *bytes.get_mut(at..)?.first_chunk_mut()? = word.to_be_bytes();
-    Some(())
 }
 
 #[cfg(test)]

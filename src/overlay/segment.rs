@@ -1,7 +1,7 @@
 //! Cutting a super-packet into packets that fit the wire: each with headers, lengths and checksums of its own.
 
 use super::{
-    checksum::Sum,
+    checksum::{Sum, put},
     packet::{Header, Malformed, TCP, UDP},
     virtio::{Offload, Segmentation},
 };
@@ -283,12 +283,6 @@ fn never_zero(sum: u16, protocol: u8) -> u16 {
     } else {
         sum
     }
-}
-
-/// Writes a big-endian word.
-fn put(bytes: &mut [u8], at: usize, word: u16) -> Option<()> {
-    *bytes.get_mut(at..)?.first_chunk_mut()? = word.to_be_bytes();
-    Some(())
 }
 
 #[cfg(test)]

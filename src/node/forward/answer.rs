@@ -1,6 +1,7 @@
 //! ICMP towards this machine: at most so many a second, so that a flood of packets to nowhere is not doubled.
 
 use std::{
+    io::IoSlice,
     sync::{Mutex, PoisonError},
     time::Instant,
 };
@@ -59,11 +60,7 @@ impl Shared {
         {
             // A device that takes nothing now loses an answer, as a network would.
             let nothing_left = [0; virtio::HEADER];
-            let _ = device.send(&[io_slice(&nothing_left), io_slice(&reply)]);
+            let _ = device.send(&[IoSlice::new(&nothing_left), IoSlice::new(&reply)]);
         }
     }
-}
-
-fn io_slice(bytes: &[u8]) -> std::io::IoSlice<'_> {
-    std::io::IoSlice::new(bytes)
 }

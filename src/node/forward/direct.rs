@@ -21,7 +21,7 @@ use quinn_udp::{Transmit, UdpSocketState};
 use crate::overlay::{
     router::Drop as Dropped,
     segment::Segments,
-    session::{self, HEADER, Kind, OVERHEAD, SUM_LEFT},
+    session::{HEADER, Kind, OVERHEAD, SUM_LEFT},
 };
 
 pub mod link;
@@ -296,9 +296,4 @@ impl Direct {
 #[allow(clippy::disallowed_methods, reason = "the clock of the paths")]
 fn now() -> Instant {
     Instant::now()
-}
-
-/// The session a datagram is for.
-fn session_of(datagram: &[u8]) -> Option<u32> {
-    session::index_of(datagram)
 }

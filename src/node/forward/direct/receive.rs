@@ -9,14 +9,14 @@ use std::{
 
 use quinn_udp::{BATCH_SIZE, RecvMeta};
 
-use super::{Direct, Path, session_of};
+use super::{Direct, Path};
 use crate::{
     node::forward::{Shared, Table, wake::Woken},
     overlay::{
         coalesce::Coalescer,
         router::Drop as Dropped,
         segment::Sums,
-        session::{HEADER, Kind, OVERHEAD, SUM_LEFT},
+        session::{HEADER, Kind, OVERHEAD, SUM_LEFT, index_of},
     },
 };
 
@@ -104,11 +104,10 @@ impl<'a> Batch<'a> {
             };
             for datagram in bytes.chunks_mut(meta.stride.max(1)) {
                 // A stranger's datagram ends here: before any allocation, after one look-up.
-                let Some(path) = session_of(datagram).and_then(|index| paths.get(&index)) else {
+                let Some(path) = index_of(datagram).and_then(|index| paths.get(&index)) else {
                     self.direct.drops.count(Dropped::NotAuthentic);
                     continue;
                 };
-                let size = datagram.len();
                 let opened = match path.session.open(datagram) {
                     Ok(opened) => opened,
                     Err(reason) => {
@@ -144,7 +143,7 @@ impl<'a> Batch<'a> {
                         }
                     }
                     Kind::Probe => self.echo(path, payload, from),
-                    Kind::Echo => self.echoed(path, payload, from, size),
+                    Kind::Echo => self.echoed(path, payload, from),
                 }
             }
         }
@@ -181,7 +180,7 @@ impl<'a> Batch<'a> {
         self.direct.send_control(path, Kind::Echo, &echo, from);
     }
 
-    fn echoed(&self, path: &Path, echo: &[u8], from: SocketAddr, _: usize) {
+    fn echoed(&self, path: &Path, echo: &[u8], from: SocketAddr) {
         let Some((token, seen)) = echo.split_first_chunk::<TOKEN>() else {
             return path.peer.drops.count(Dropped::Malformed);
         };
